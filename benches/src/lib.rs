@@ -1,0 +1,1 @@
+//! What T3S costs, and its peers.

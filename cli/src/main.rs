@@ -1,0 +1,3 @@
+//! The `t3s` program.
+
+fn main() {}

@@ -1,0 +1,50 @@
+//! The trait of a model adapter: a model family as data.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{ComponentError, DecoderSpec, Objective};
+
+/// A parsed Hugging Face `config.json`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HfConfig(pub serde_json::Map<String, serde_json::Value>);
+
+impl HfConfig {
+    /// The family, e.g. `"qwen3"`.
+    pub fn model_type(&self) -> Option<&str> {
+        self.0.get("model_type")?.as_str()
+    }
+}
+
+/// How a family turns a prompt into an answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "kind", deny_unknown_fields)]
+#[non_exhaustive]
+pub enum DecodeRule {
+    /// One token after the other, sampled from the last row's logits.
+    LeftToRight,
+}
+
+/// A model family, as data: how a `config.json` maps to a decoder, how a batch is corrupted,
+/// aligned, attended and weighted, how it decodes. No method has a default.
+pub trait ModelAdapter: Send + Sync {
+    /// Is this `config.json` of the adapter's family?
+    fn claims(&self, config: &HfConfig) -> bool;
+
+    /// The decoder that `config` describes.
+    ///
+    /// # Errors
+    /// Names the key that the adapter does not fully understand.
+    fn decoder(&self, config: &HfConfig) -> Result<DecoderSpec, ComponentError>;
+
+    /// The training objective, configured by the plan's `[student.objective]` table.
+    ///
+    /// # Errors
+    /// Names the option that was refused.
+    fn objective(&self, options: &toml::Table) -> Result<Box<dyn Objective>, ComponentError>;
+
+    /// How the family generates, configured by the plan's `[student.decode]` table.
+    ///
+    /// # Errors
+    /// Names the option that was refused.
+    fn decode(&self, options: &toml::Table) -> Result<DecodeRule, ComponentError>;
+}

@@ -1,0 +1,111 @@
+//! A decoder as data: what an adapter makes of a Hugging Face `config.json`.
+
+use serde::{Deserialize, Serialize};
+
+/// The geometry of a decoder and the names of its tensors. Sizes are counts of elements.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DecoderSpec {
+    /// Version of this structure; [`DecoderSpec::VERSION`].
+    pub spec_version: u32,
+    /// Rows of the embedding and of the head.
+    pub vocab: usize,
+    /// Width of the residual stream.
+    pub width: usize,
+    /// Number of blocks.
+    pub n_layers: usize,
+    /// Query heads.
+    pub n_heads: usize,
+    /// Key/value heads; divides `n_heads`.
+    pub n_kv_heads: usize,
+    /// Elements per head.
+    pub head_dim: usize,
+    /// The feed-forward part of each block.
+    pub mlp: MlpSpec,
+    /// Epsilon of every RMSNorm.
+    pub norm_eps: f64,
+    /// Rotary position embedding.
+    pub rope: RopeSpec,
+    /// RMSNorm over each query and key head before rotary.
+    pub qk_norm: bool,
+    /// Biases on the query, key and value projections.
+    pub qkv_bias: bool,
+    /// The head shares the embedding's weights.
+    pub tied_head: bool,
+    /// Longest sequence the model was made for, tokens.
+    pub max_positions: usize,
+    /// Standard deviation of random initial weights.
+    pub initializer_range: f64,
+    /// Ids at which generation stops.
+    pub eos_ids: Vec<u32>,
+    /// Where each tensor is in the checkpoint.
+    pub names: TensorNames,
+}
+
+impl DecoderSpec {
+    /// The version this build writes and reads.
+    pub const VERSION: u32 = 1;
+}
+
+/// The feed-forward part of a block.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "kind", deny_unknown_fields)]
+#[non_exhaustive]
+pub enum MlpSpec {
+    /// `down(silu(gate(x)) * up(x))`, `hidden` wide.
+    SwiGlu {
+        /// Width of the hidden layer.
+        hidden: usize,
+    },
+}
+
+/// Rotary position embedding (RoFormer, arXiv 2104.09864), rotate-half layout.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RopeSpec {
+    /// Base of the inverse frequencies.
+    pub theta: f64,
+    /// How many leading elements of a head are rotated; even, at most `head_dim`.
+    pub rotary_dim: usize,
+}
+
+/// Tensor names of a checkpoint; `{layer}` stands for the block's number, from 0.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TensorNames {
+    /// `[vocab, width]`.
+    pub embedding: String,
+    /// `[width]`, the norm before the head.
+    pub final_norm: String,
+    /// `[vocab, width]`; not read when the head is tied.
+    pub head: String,
+    /// `[width]`, the norm before attention.
+    pub attention_norm: String,
+    /// `[n_heads * head_dim, width]`.
+    pub query: String,
+    /// `[n_kv_heads * head_dim, width]`.
+    pub key: String,
+    /// `[n_kv_heads * head_dim, width]`.
+    pub value: String,
+    /// `[width, n_heads * head_dim]`.
+    pub output: String,
+    /// `[head_dim]`; only with `qk_norm`.
+    pub query_norm: String,
+    /// `[head_dim]`; only with `qk_norm`.
+    pub key_norm: String,
+    /// `[width]`, the norm before the feed-forward part.
+    pub mlp_norm: String,
+    /// `[hidden, width]`.
+    pub gate: String,
+    /// `[hidden, width]`.
+    pub up: String,
+    /// `[width, hidden]`.
+    pub down: String,
+}
+
+impl TensorNames {
+    /// `template` with `{layer}` replaced. Biases have the weight's name with `.bias` at the end.
+    pub fn at(template: &str, layer: usize) -> String {
+        template.replace("{layer}", &layer.to_string())
+    }
+}

@@ -1,0 +1,1 @@
+//! The laws: property tests that any component must pass.

@@ -1,0 +1,541 @@
+//! The tables of a plan. Each doc comment is the manual's entry for its key.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A resolved plan. What is saved with every run, and what its stages are keyed by.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RunPlan {
+    /// Name of the run, shown in tables.
+    pub name: String,
+    /// Seed of every random stream of the run; each stream has a name of its own.
+    pub seed: u64,
+    /// Where it computes.
+    pub device: DeviceChoice,
+    /// The run folder.
+    pub out: PathBuf,
+    /// The model that learns.
+    pub student: StudentPlan,
+    /// The teacher traces.
+    pub data: DataPlan,
+    /// How an answer is found in a text and compared with the gold one.
+    pub grader: GraderPlan,
+    /// The plain fine-tuning run that lays down the trajectory.
+    pub probe: ProbePlan,
+    /// Which checkpoint of the probe is the imitation bottleneck.
+    pub bottleneck: BottleneckPlan,
+    /// Which columns the scoring pass records besides `logp`.
+    pub score: ScorePlan,
+    /// Named signals with options of their own.
+    pub signals: BTreeMap<String, SignalPlan>,
+    /// Which tokens are in the loss.
+    pub selection: SelectionPlan,
+    /// The training run.
+    pub train: TrainPlan,
+    /// How models are compared at the end.
+    pub eval: EvalPlan,
+}
+
+/// Where a run computes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(into = "String", try_from = "String")]
+#[schemars(with = "String")]
+pub enum DeviceChoice {
+    /// `"auto"`: the first CUDA device where there is one, else the CPU.
+    Auto,
+    /// `"cpu"`.
+    Cpu,
+    /// `"cuda:N"`.
+    Cuda(usize),
+}
+
+impl From<DeviceChoice> for String {
+    fn from(choice: DeviceChoice) -> Self {
+        match choice {
+            DeviceChoice::Auto => "auto".to_owned(),
+            DeviceChoice::Cpu => "cpu".to_owned(),
+            DeviceChoice::Cuda(n) => format!("cuda:{n}"),
+        }
+    }
+}
+
+impl TryFrom<String> for DeviceChoice {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.as_str() {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            _ => text
+                .strip_prefix("cuda:")
+                .and_then(|n| n.parse().ok())
+                .map(Self::Cuda)
+                .ok_or_else(|| format!("{text:?} is not a device; write auto, cpu or cuda:N")),
+        }
+    }
+}
+
+/// `[student]`: the model that learns.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StudentPlan {
+    /// A Hugging Face folder: `config.json`, `tokenizer.json`, safetensors.
+    pub path: PathBuf,
+    /// Name of the model adapter; empty: the one that claims `config.json`.
+    #[serde(default)]
+    pub adapter: String,
+    /// Options of the family's training objective.
+    #[serde(default)]
+    #[schemars(with = "BTreeMap<String, serde_json::Value>")]
+    pub objective: toml::Table,
+    /// Options of the family's decoding.
+    #[serde(default)]
+    #[schemars(with = "BTreeMap<String, serde_json::Value>")]
+    pub decode: toml::Table,
+}
+
+/// `[data]`: the teacher traces.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DataPlan {
+    /// A JSONL or Parquet file.
+    pub train: PathBuf,
+    /// How its rows are read.
+    #[serde(default)]
+    pub format: DataFormat,
+    /// Longest example, tokens, prompt included.
+    #[serde(default = "default_max_tokens")]
+    pub max_tokens: usize,
+    /// What happens to a longer one.
+    #[serde(default)]
+    pub too_long: TooLong,
+    /// A Jinja file used instead of the tokenizer's chat template; empty: the tokenizer's own
+    /// (`chat_template.jinja` or `tokenizer_config.json` in the student's folder).
+    #[serde(default)]
+    pub chat_template: PathBuf,
+    /// A system message put before every conversation that has none; empty: none.
+    #[serde(default)]
+    pub system: String,
+    /// Use only the first rows; 0: all.
+    #[serde(default)]
+    pub limit: usize,
+    /// Row fields to read, where they are not called `question`, `answer`, `messages`, ...
+    #[serde(default)]
+    pub fields: FieldNames,
+}
+
+/// Names of the fields of a question-answer row.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct FieldNames {
+    /// The problem.
+    pub question: String,
+    /// The trace that is learnt from. A dot goes down: `175b_verification.solution`.
+    pub response: String,
+    /// The gold answer; empty: found in the response by the grader's rule.
+    pub answer: String,
+}
+
+impl Default for FieldNames {
+    fn default() -> Self {
+        Self { question: "question".into(), response: "response".into(), answer: "answer".into() }
+    }
+}
+
+/// How rows are read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum DataFormat {
+    /// By the fields of the first row.
+    #[default]
+    Auto,
+    /// `{"messages": [{"role": ..., "content": ...}], "answer": ...}`.
+    Messages,
+    /// `{"conversations": [{"from": "human", "value": ...}]}`.
+    Sharegpt,
+    /// `{"question": ..., "response": ..., "answer": ...}`.
+    QuestionAnswer,
+    /// `{"input_ids": [...], "prompt_length": n, "weights": [...]}`.
+    Tokenized,
+}
+
+/// What happens to an example longer than `max_tokens`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum TooLong {
+    /// The end is cut off.
+    #[default]
+    Truncate,
+    /// The example is left out.
+    Drop,
+    /// The run stops before it starts.
+    Error,
+}
+
+/// `[grader]`: how an answer is found in a text and compared with the gold one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct GraderPlan {
+    /// Where the answer is: `boxed` (the last `\boxed{}`), `hash` (after the last `####`), or a
+    /// regular expression whose first group is the answer; the last match counts.
+    pub extract: String,
+    /// When two answers are equal.
+    pub compare: Compare,
+}
+
+impl Default for GraderPlan {
+    fn default() -> Self {
+        Self { extract: "boxed".into(), compare: Compare::Numeric }
+    }
+}
+
+/// When two answers are equal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Compare {
+    /// The same text, spaces at the ends aside.
+    Exact,
+    /// The same number: thousands separators, currency signs and percent signs aside, to 1e-6
+    /// relative; texts that are no numbers fall back to exact.
+    Numeric,
+    /// Numeric, and `1/2`, `\frac{1}{2}` and `0.5` are one number.
+    Fraction,
+}
+
+/// `[probe]`: plain supervised fine-tuning that lays down the trajectory.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ProbePlan {
+    /// Optimiser steps between two checkpoints. Step 0 (the base) and the last step are always
+    /// checkpoints.
+    pub checkpoint_every: u64,
+    /// Everything `[train]` says, which `[probe]` inherits key by key.
+    pub training: TrainPlan,
+}
+
+/// `[bottleneck]`: which checkpoint of the probe is the imitation bottleneck.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct BottleneckPlan {
+    /// What is lowest there.
+    pub by: BottleneckRule,
+    /// A step named by hand; 0: found by the rule.
+    pub step: u64,
+    /// Generated answers per training prompt and checkpoint, for `train-accuracy`.
+    pub samples: usize,
+    /// Use only the first prompts; 0: all.
+    pub prompts: usize,
+    /// How far below the base the lowest value has to be, in the rule's unit (accuracy: a share of
+    /// 1; log-probability: nats); with less the run goes on and warns that there was no drop.
+    pub minimum_drop: f64,
+    /// Which of equally low checkpoints is taken.
+    pub tie: Tie,
+    /// How answers are generated.
+    pub generate: GeneratePlan,
+}
+
+impl Default for BottleneckPlan {
+    fn default() -> Self {
+        Self {
+            by: BottleneckRule::TrainAccuracy,
+            step: 0,
+            samples: 4,
+            prompts: 0,
+            minimum_drop: 0.0,
+            tie: Tie::Earliest,
+            generate: GeneratePlan::default(),
+        }
+    }
+}
+
+/// What is lowest at the bottleneck. Step 0 never counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum BottleneckRule {
+    /// Accuracy of generated answers on the training prompts (`[bottleneck]` in
+    /// docs/equations.md). Falls back to `answer-token-logp`, with a warning, where no row has an
+    /// answer or nothing is ever right.
+    TrainAccuracy,
+    /// Mean log-probability of the answer's own tokens in the trace; needs no verifier.
+    AnswerTokenLogp,
+}
+
+/// Which of equally low checkpoints is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Tie {
+    /// The first.
+    Earliest,
+    /// The last.
+    Latest,
+}
+
+/// `[*.generate]`: how answers are generated.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct GeneratePlan {
+    /// Most tokens per answer; an answer that reaches it is counted as truncated.
+    pub max_new_tokens: usize,
+    /// Divides the logits; 0: the arg max.
+    pub temperature: f64,
+    /// Sample among the likeliest tokens whose probabilities sum to this.
+    pub top_p: f64,
+    /// Sample among this many likeliest tokens; 0: all.
+    pub top_k: usize,
+    /// Answers generated side by side.
+    pub batch: usize,
+}
+
+impl Default for GeneratePlan {
+    fn default() -> Self {
+        Self { max_new_tokens: 512, temperature: 0.6, top_p: 1.0, top_k: 0, batch: 64 }
+    }
+}
+
+/// `[score]`: which columns the scoring pass records besides `logp`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ScorePlan {
+    /// Width of the gradient sketches; 0: none unless a signal asks, then 64.
+    pub sketch_width: usize,
+    /// Tokens per forward pass.
+    pub batch_tokens: usize,
+}
+
+impl Default for ScorePlan {
+    fn default() -> Self {
+        Self { sketch_width: 0, batch_tokens: 8192 }
+    }
+}
+
+/// `[signals.ID]`: a signal under a name of its own.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SignalPlan {
+    /// Name of the signal; see `t3s list`.
+    pub kind: String,
+    /// Its options. In a plan they stand beside `kind`.
+    #[serde(default)]
+    #[schemars(with = "BTreeMap<String, serde_json::Value>")]
+    pub options: toml::Table,
+}
+
+/// `[selection]`: which tokens are in the loss.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SelectionPlan {
+    /// Name of the strategy; see `t3s list`.
+    pub strategy: String,
+    /// Its options. In a plan they stand beside `strategy`.
+    #[serde(default)]
+    #[schemars(with = "BTreeMap<String, serde_json::Value>")]
+    pub options: toml::Table,
+}
+
+/// `[train]`: the training run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TrainPlan {
+    /// Optimiser steps.
+    pub steps: u64,
+    /// Most examples per optimiser step; 0: no limit but `batch_tokens`.
+    #[serde(default = "default_batch_examples")]
+    pub batch_examples: usize,
+    /// Most tokens per optimiser step, prompts included; 0: no limit but `batch_examples`.
+    #[serde(default)]
+    pub batch_tokens: usize,
+    /// Most tokens per forward pass; a step accumulates as many passes as it needs. A longer
+    /// example is a pass of its own.
+    #[serde(default = "default_micro_batch_tokens")]
+    pub micro_batch_tokens: usize,
+    /// Several examples per forward pass (never seeing each other); false: one.
+    #[serde(default = "yes")]
+    pub packing: bool,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Its course over the steps.
+    #[serde(default)]
+    pub schedule: Schedule,
+    /// Share of the steps over which the rate rises from 0.
+    #[serde(default)]
+    pub warmup: f64,
+    /// AdamW.
+    #[serde(default)]
+    pub adamw: AdamWPlan,
+    /// Largest global gradient norm; 0: no clipping.
+    #[serde(default = "one")]
+    pub clip_norm: f64,
+    /// What a step's summed loss is divided by.
+    #[serde(default)]
+    pub normaliser: Normaliser,
+    /// Which activations are recomputed in the backward pass.
+    #[serde(default)]
+    pub recompute: Recompute,
+    /// Low-rank adaptation; absent: full fine-tuning.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora: Option<LoraPlan>,
+    /// Steps between two saved states; 0: only at the end and on Ctrl-C.
+    #[serde(default)]
+    pub save_every: u64,
+}
+
+/// The course of the learning rate after the warm-up.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Schedule {
+    /// Stays at the peak.
+    Constant,
+    /// Falls to 0 in a straight line.
+    Linear,
+    /// Falls to 0 along half a cosine.
+    #[default]
+    Cosine,
+}
+
+/// AdamW (arXiv 1711.05101); defaults are PyTorch's, except for the weight decay (0, as the paper
+/// fine-tunes).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdamWPlan {
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled weight decay; matrices only, never norms and biases.
+    pub weight_decay: f64,
+}
+
+impl Default for AdamWPlan {
+    fn default() -> Self {
+        Self { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 }
+    }
+}
+
+/// What a step's summed, weighted loss is divided by: one number for the whole accumulated batch.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Normaliser {
+    /// The sum of the weights.
+    #[default]
+    SumWeights,
+    /// The number of tokens whose weight is not zero.
+    KeptTokens,
+    /// The number of response tokens, kept or not.
+    AllResponseTokens,
+    /// Each example by the number of its kept tokens, then the mean over examples that have any.
+    PerSequence,
+}
+
+/// Which activations are recomputed in the backward pass.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(into = "String", try_from = "String")]
+#[schemars(with = "String")]
+pub enum Recompute {
+    /// `"none"`: all are kept.
+    #[default]
+    None,
+    /// `"block"`: only each block's input is kept.
+    Block,
+    /// `"every N"`: only the input of every Nth block is kept.
+    Every(usize),
+}
+
+impl From<Recompute> for String {
+    fn from(recompute: Recompute) -> Self {
+        match recompute {
+            Recompute::None => "none".to_owned(),
+            Recompute::Block => "block".to_owned(),
+            Recompute::Every(n) => format!("every {n}"),
+        }
+    }
+}
+
+impl TryFrom<String> for Recompute {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.as_str() {
+            "none" => Ok(Self::None),
+            "block" => Ok(Self::Block),
+            _ => match text.strip_prefix("every ").map(str::parse) {
+                Some(Ok(n)) if n > 0 => Ok(Self::Every(n)),
+                _ => Err(format!("{text:?} is no policy; write none, block or \"every N\"")),
+            },
+        }
+    }
+}
+
+/// `[train.lora]`: low-rank adaptation (arXiv 2106.09685), `W + (alpha / rank) B A`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct LoraPlan {
+    /// Rank of `A` and `B`.
+    pub rank: usize,
+    /// Scale; the product is multiplied by `alpha / rank`.
+    pub alpha: f64,
+    /// Which projections, by the last part of their Hugging Face name.
+    pub targets: Vec<String>,
+}
+
+impl Default for LoraPlan {
+    fn default() -> Self {
+        let targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+        Self { rank: 16, alpha: 32.0, targets: targets.map(str::to_owned).into() }
+    }
+}
+
+/// `[eval]`: how models are compared at the end.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct EvalPlan {
+    /// Held-out problems, in any of the data formats; empty: the training prompts.
+    pub data: PathBuf,
+    /// How its rows are read.
+    pub format: DataFormat,
+    /// Names of its fields.
+    pub fields: FieldNames,
+    /// Use only the first rows; 0: all.
+    pub limit: usize,
+    /// Generated answers per problem.
+    pub samples: usize,
+    /// How they are generated.
+    pub generate: GeneratePlan,
+}
+
+impl Default for EvalPlan {
+    fn default() -> Self {
+        Self {
+            data: PathBuf::new(),
+            format: DataFormat::Auto,
+            fields: FieldNames::default(),
+            limit: 0,
+            samples: 4,
+            generate: GeneratePlan::default(),
+        }
+    }
+}
+
+fn default_max_tokens() -> usize {
+    4096
+}
+
+fn default_batch_examples() -> usize {
+    64
+}
+
+fn default_micro_batch_tokens() -> usize {
+    8_192
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn one() -> f64 {
+    1.0
+}

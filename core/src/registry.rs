@@ -1,0 +1,302 @@
+//! The registry: every signal, strategy and model adapter that this program knows, by name.
+//!
+//! Registration is one line beside the component: [`register_signal!`](crate::register_signal),
+//! [`register_strategy!`](crate::register_strategy) or
+//! [`register_adapter!`](crate::register_adapter). `inventory` collects the entries of every crate
+//! that is linked in; names are unique per kind, and a clash is an error that names both origins.
+
+use std::{collections::BTreeMap, fmt};
+
+use serde::de::DeserializeOwned;
+
+use crate::{ComponentError, ConfidenceSignal, ModelAdapter, SelectionStrategy};
+
+/// The three kinds of component.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// [`ConfidenceSignal`].
+    Signal,
+    /// [`SelectionStrategy`].
+    Strategy,
+    /// [`ModelAdapter`].
+    Adapter,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Signal => "signal",
+            Self::Strategy => "strategy",
+            Self::Adapter => "model adapter",
+        })
+    }
+}
+
+/// How a component of each kind is made from its options table.
+#[derive(Clone, Copy)]
+pub enum Factory {
+    /// Makes a signal.
+    Signal(fn(&toml::Table) -> Result<Box<dyn ConfidenceSignal>, ComponentError>),
+    /// Makes a strategy.
+    Strategy(fn(&toml::Table) -> Result<Box<dyn SelectionStrategy>, ComponentError>),
+    /// Makes an adapter.
+    Adapter(fn() -> Box<dyn ModelAdapter>),
+}
+
+/// One registered component.
+#[derive(Clone, Copy)]
+pub struct Registration {
+    /// The name in plans, kebab-case, e.g. `static-confidence`.
+    pub name: &'static str,
+    /// One line for `t3s list`.
+    pub summary: &'static str,
+    /// Where it comes from, e.g. `t3s-strategies 0.1.0`.
+    pub origin: &'static str,
+    /// JSON schema of the options (schemars), for `t3s list`, near-miss hints and the docs.
+    pub schema: fn() -> schemars::Schema,
+    /// Makes one.
+    pub factory: Factory,
+}
+
+impl Registration {
+    /// The component's kind.
+    pub fn kind(&self) -> Kind {
+        match self.factory {
+            Factory::Signal(_) => Kind::Signal,
+            Factory::Strategy(_) => Kind::Strategy,
+            Factory::Adapter(_) => Kind::Adapter,
+        }
+    }
+}
+
+inventory::collect!(Registration);
+
+/// Reads a component's options, strictly: every problem names the key.
+///
+/// # Errors
+/// An unknown key, a missing one, or a value of the wrong type.
+pub fn read_options<T: DeserializeOwned>(options: &toml::Table) -> Result<T, ComponentError> {
+    serde_path_to_error::deserialize(toml::Value::Table(options.clone())).map_err(|error| {
+        let key = error.path().to_string();
+        let key = if key == "." { String::new() } else { key };
+        ComponentError::Options { key, message: error.into_inner().message().to_owned() }
+    })
+}
+
+/// Registers a signal: `register_signal!("delta-logp", DeltaLogp, "one line for t3s list")`.
+///
+/// The type is its own options struct: it implements `serde::Deserialize` (with
+/// `deny_unknown_fields`), `schemars::JsonSchema` and [`ConfidenceSignal`](crate::ConfidenceSignal).
+#[macro_export]
+macro_rules! register_signal {
+    ($name:literal, $type:ty, $summary:literal) => {
+        $crate::inventory::submit! {
+            $crate::registry::Registration {
+                name: $name,
+                summary: $summary,
+                origin: concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION")),
+                schema: || $crate::registry::schema_of::<$type>(),
+                factory: $crate::registry::Factory::Signal(|options| {
+                    Ok(Box::new($crate::registry::read_options::<$type>(options)?))
+                }),
+            }
+        }
+    };
+}
+
+/// Registers a strategy: `register_strategy!("t3s", T3s, "one line for t3s list")`.
+///
+/// The type is its own options struct: it implements `serde::Deserialize` (with
+/// `deny_unknown_fields`), `schemars::JsonSchema` and
+/// [`SelectionStrategy`](crate::SelectionStrategy).
+#[macro_export]
+macro_rules! register_strategy {
+    ($name:literal, $type:ty, $summary:literal) => {
+        $crate::inventory::submit! {
+            $crate::registry::Registration {
+                name: $name,
+                summary: $summary,
+                origin: concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION")),
+                schema: || $crate::registry::schema_of::<$type>(),
+                factory: $crate::registry::Factory::Strategy(|options| {
+                    Ok(Box::new($crate::registry::read_options::<$type>(options)?))
+                }),
+            }
+        }
+    };
+}
+
+/// Registers a model adapter: `register_adapter!("qwen3", Qwen3, "one line for t3s list")`.
+///
+/// The type implements `Default` and [`ModelAdapter`](crate::ModelAdapter).
+#[macro_export]
+macro_rules! register_adapter {
+    ($name:literal, $type:ty, $summary:literal) => {
+        $crate::inventory::submit! {
+            $crate::registry::Registration {
+                name: $name,
+                summary: $summary,
+                origin: concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION")),
+                schema: || $crate::registry::schema_of::<()>(),
+                factory: $crate::registry::Factory::Adapter(|| Box::new(<$type>::default())),
+            }
+        }
+    };
+}
+
+/// The JSON schema of an options struct.
+pub fn schema_of<T: schemars::JsonSchema>() -> schemars::Schema {
+    schemars::schema_for!(T)
+}
+
+/// Why the registry could not be built or a name not be found.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RegistryError {
+    /// Two components of one kind share a name.
+    #[error("{kind} {name:?} is registered by {first} and by {second}; rename one of them")]
+    Clash {
+        /// Kind of both.
+        kind: Kind,
+        /// Name of both.
+        name: String,
+        /// Where one comes from.
+        first: String,
+        /// Where the other comes from.
+        second: String,
+    },
+    /// No component of this kind has this name.
+    #[error("unknown {kind} {name:?}{}; known: {}", hint(.nearest), .known.join(", "))]
+    Unknown {
+        /// Kind that was asked for.
+        kind: Kind,
+        /// Name that was asked for.
+        name: String,
+        /// The known name most like it, if one is near.
+        nearest: Option<String>,
+        /// Every known name.
+        known: Vec<String>,
+    },
+    /// The component refused its options.
+    #[error(transparent)]
+    Component(#[from] ComponentError),
+}
+
+fn hint(nearest: &Option<String>) -> String {
+    nearest.as_ref().map(|name| format!(", did you mean {name:?}?")).unwrap_or_default()
+}
+
+/// Every component, by kind and name.
+#[derive(Clone)]
+pub struct Registry {
+    entries: BTreeMap<(Kind, &'static str), Registration>,
+}
+
+impl Registry {
+    /// Everything that is linked into this program.
+    ///
+    /// # Errors
+    /// When two components of one kind share a name.
+    pub fn linked() -> Result<Self, RegistryError> {
+        Self::from_entries(inventory::iter::<Registration>().copied())
+    }
+
+    /// A registry of exactly these components.
+    ///
+    /// # Errors
+    /// When two components of one kind share a name.
+    pub fn from_entries(
+        entries: impl IntoIterator<Item = Registration>,
+    ) -> Result<Self, RegistryError> {
+        let mut registry = Self { entries: BTreeMap::new() };
+        for entry in entries {
+            let key = (entry.kind(), entry.name);
+            if let Some(first) = registry.entries.get(&key) {
+                // `inventory` gives no order: sort, so that the message is the same every time.
+                let mut origins = [first.origin, entry.origin];
+                origins.sort_unstable();
+                return Err(RegistryError::Clash {
+                    kind: key.0,
+                    name: key.1.to_owned(),
+                    first: origins[0].to_owned(),
+                    second: origins[1].to_owned(),
+                });
+            }
+            registry.entries.insert(key, entry);
+        }
+        Ok(registry)
+    }
+
+    /// The components of `kind`, by name.
+    pub fn of_kind(&self, kind: Kind) -> impl Iterator<Item = &Registration> {
+        self.entries.values().filter(move |entry| entry.kind() == kind)
+    }
+
+    /// The component `name` of `kind`.
+    ///
+    /// # Errors
+    /// When there is none; names the nearest.
+    pub fn get(&self, kind: Kind, name: &str) -> Result<&Registration, RegistryError> {
+        let found = self.of_kind(kind).find(|entry| entry.name == name);
+        found.ok_or_else(|| {
+            let known: Vec<String> = self.of_kind(kind).map(|e| e.name.to_owned()).collect();
+            RegistryError::Unknown {
+                kind,
+                name: name.to_owned(),
+                nearest: nearest(name, known.iter().map(String::as_str)).map(str::to_owned),
+                known,
+            }
+        })
+    }
+
+    /// Makes the signal `name`.
+    ///
+    /// # Errors
+    /// When there is none of this name or it refuses its options.
+    pub fn signal(
+        &self,
+        name: &str,
+        options: &toml::Table,
+    ) -> Result<Box<dyn ConfidenceSignal>, RegistryError> {
+        match self.get(Kind::Signal, name)?.factory {
+            Factory::Signal(make) => Ok(make(options)?),
+            _ => unreachable!("the kind is part of the key"),
+        }
+    }
+
+    /// Makes the strategy `name`.
+    ///
+    /// # Errors
+    /// When there is none of this name or it refuses its options.
+    pub fn strategy(
+        &self,
+        name: &str,
+        options: &toml::Table,
+    ) -> Result<Box<dyn SelectionStrategy>, RegistryError> {
+        match self.get(Kind::Strategy, name)?.factory {
+            Factory::Strategy(make) => Ok(make(options)?),
+            _ => unreachable!("the kind is part of the key"),
+        }
+    }
+
+    /// Makes the adapter `name`.
+    ///
+    /// # Errors
+    /// When there is none of this name.
+    pub fn adapter(&self, name: &str) -> Result<Box<dyn ModelAdapter>, RegistryError> {
+        match self.get(Kind::Adapter, name)?.factory {
+            Factory::Adapter(make) => Ok(make()),
+            _ => unreachable!("the kind is part of the key"),
+        }
+    }
+}
+
+/// The name in `known` most like `name`, if one is near enough to be a slip of the keyboard.
+pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    known
+        .into_iter()
+        .map(|candidate| (strsim::damerau_levenshtein(name, candidate), candidate))
+        .filter(|(distance, candidate)| *distance <= 2.max(candidate.len() / 3))
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}

@@ -1,0 +1,297 @@
+//! Token tables: the columns that signals and strategies read, and the weights they give back.
+
+use std::{collections::BTreeMap, ops::Range};
+
+use crate::ComponentError;
+
+/// Why a table was refused.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TableError {
+    /// A column has the wrong length.
+    #[error("column {column:?} has {found} values for {expected} tokens")]
+    Length {
+        /// The column.
+        column: String,
+        /// Its length.
+        found: usize,
+        /// The number of tokens.
+        expected: usize,
+    },
+    /// Offsets must start at 0, never fall, and end at the number of tokens.
+    #[error("example offsets are not an ascending cover of {tokens} tokens")]
+    Offsets {
+        /// The number of tokens.
+        tokens: usize,
+    },
+    /// A weight is not a number in [0, 1].
+    #[error("weight {weight} at example {example}, position {position}; weights must lie in 0..=1")]
+    Weight {
+        /// The weight.
+        weight: f32,
+        /// Id of the example.
+        example: u64,
+        /// Index of the token in the example.
+        position: u32,
+    },
+    /// A token outside the mask was given a weight.
+    #[error(
+        "weight {weight} at example {example}, position {position}, which is a prompt or padding \
+         token"
+    )]
+    Ineligible {
+        /// The weight.
+        weight: f32,
+        /// Id of the example.
+        example: u64,
+        /// Index of the token in the example.
+        position: u32,
+    },
+    /// More tokens than 32-bit offsets can name.
+    #[error("{tokens} tokens in one table; at most 4294967295 fit")]
+    TooMany {
+        /// The number of tokens.
+        tokens: usize,
+    },
+}
+
+/// Rows `k` floats wide, one per token.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sketch {
+    /// Floats per token.
+    pub width: usize,
+    /// `[tokens, width]`, row-major.
+    pub values: Vec<f32>,
+}
+
+/// Per-token columns of a set of examples, owned. Rows are tokens, grouped by example.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenTable {
+    example_ids: Vec<u64>,
+    offsets: Vec<u32>,
+    token_ids: Vec<u32>,
+    positions: Vec<u32>,
+    eligible: Vec<bool>,
+    columns: BTreeMap<String, Vec<f32>>,
+    sketches: BTreeMap<String, Sketch>,
+}
+
+impl TokenTable {
+    /// A table without columns. `offsets` (`[examples + 1]`) says which rows are whose; the other
+    /// three are `[tokens]`. `positions` are indices in the example, `eligible` is the mask.
+    ///
+    /// # Errors
+    /// When lengths disagree or the offsets do not cover the tokens in order.
+    pub fn new(
+        example_ids: Vec<u64>,
+        offsets: Vec<u32>,
+        token_ids: Vec<u32>,
+        positions: Vec<u32>,
+        eligible: Vec<bool>,
+    ) -> Result<Self, TableError> {
+        let tokens = token_ids.len();
+        u32::try_from(tokens).map_err(|_| TableError::TooMany { tokens })?;
+        for (column, found) in [("position", positions.len()), ("eligible", eligible.len())] {
+            check_length(column, found, tokens)?;
+        }
+        let covers = offsets.len() == example_ids.len() + 1
+            && offsets.first() == Some(&0)
+            && offsets.last() == Some(&(tokens as u32))
+            && offsets.is_sorted();
+        if !covers {
+            return Err(TableError::Offsets { tokens });
+        }
+        Ok(Self {
+            example_ids,
+            offsets,
+            token_ids,
+            positions,
+            eligible,
+            columns: BTreeMap::new(),
+            sketches: BTreeMap::new(),
+        })
+    }
+
+    /// Adds or replaces the column `name`, `[tokens]`.
+    ///
+    /// # Errors
+    /// When its length is not the number of tokens.
+    pub fn insert(&mut self, name: impl Into<String>, values: Vec<f32>) -> Result<(), TableError> {
+        let name = name.into();
+        check_length(&name, values.len(), self.token_ids.len())?;
+        self.columns.insert(name, values);
+        Ok(())
+    }
+
+    /// Adds or replaces the sketch column `name`, `[tokens, width]`.
+    ///
+    /// # Errors
+    /// When its length is not tokens x width.
+    pub fn insert_sketch(
+        &mut self,
+        name: impl Into<String>,
+        sketch: Sketch,
+    ) -> Result<(), TableError> {
+        let name = name.into();
+        check_length(&name, sketch.values.len(), self.token_ids.len() * sketch.width)?;
+        self.sketches.insert(name, sketch);
+        Ok(())
+    }
+
+    /// The columns, borrowed.
+    pub fn view(&self) -> TokenView<'_> {
+        TokenView {
+            example_ids: &self.example_ids,
+            offsets: &self.offsets,
+            token_ids: &self.token_ids,
+            positions: &self.positions,
+            eligible: &self.eligible,
+            columns: self.columns.iter().map(|(k, v)| (k.as_str(), v.as_slice())).collect(),
+            sketches: self
+                .sketches
+                .iter()
+                .map(|(k, s)| (k.as_str(), SketchView { width: s.width, values: &s.values }))
+                .collect(),
+        }
+    }
+}
+
+fn check_length(column: &str, found: usize, expected: usize) -> Result<(), TableError> {
+    if found == expected {
+        Ok(())
+    } else {
+        Err(TableError::Length { column: column.to_owned(), found, expected })
+    }
+}
+
+/// Rows `width` floats wide, one per token, borrowed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SketchView<'a> {
+    /// Floats per token.
+    pub width: usize,
+    /// `[tokens, width]`, row-major.
+    pub values: &'a [f32],
+}
+
+/// Per-token columns of a set of examples, borrowed: nothing is copied across the plugin boundary.
+#[derive(Debug, Clone)]
+pub struct TokenView<'a> {
+    example_ids: &'a [u64],
+    offsets: &'a [u32],
+    token_ids: &'a [u32],
+    positions: &'a [u32],
+    eligible: &'a [bool],
+    columns: Vec<(&'a str, &'a [f32])>,
+    sketches: Vec<(&'a str, SketchView<'a>)>,
+}
+
+impl<'a> TokenView<'a> {
+    /// The number of tokens (rows).
+    pub fn n_tokens(&self) -> usize {
+        self.token_ids.len()
+    }
+
+    /// The number of examples.
+    pub fn n_examples(&self) -> usize {
+        self.example_ids.len()
+    }
+
+    /// `[examples]`: what the data calls each example (its row number).
+    pub fn example_ids(&self) -> &'a [u64] {
+        self.example_ids
+    }
+
+    /// `[examples + 1]`: rows `offsets[e]..offsets[e + 1]` are example `e`'s.
+    pub fn offsets(&self) -> &'a [u32] {
+        self.offsets
+    }
+
+    /// The rows of each example, with its id.
+    pub fn examples(&self) -> impl Iterator<Item = (u64, Range<usize>)> + 'a {
+        let (ids, offsets) = (self.example_ids, self.offsets);
+        ids.iter().zip(offsets.windows(2)).map(|(id, w)| (*id, w[0] as usize..w[1] as usize))
+    }
+
+    /// `[tokens]`: vocabulary ids.
+    pub fn token_ids(&self) -> &'a [u32] {
+        self.token_ids
+    }
+
+    /// `[tokens]`: index of each token in its example, prompt included.
+    pub fn positions(&self) -> &'a [u32] {
+        self.positions
+    }
+
+    /// `[tokens]`: the mask; only these tokens may be trained on.
+    pub fn eligible(&self) -> &'a [bool] {
+        self.eligible
+    }
+
+    /// `[tokens]`: the column `name`. Values of ineligible tokens mean nothing and may be NaN.
+    ///
+    /// # Errors
+    /// When there is no such column; the message lists those there are.
+    pub fn column(&self, name: &str) -> Result<&'a [f32], ComponentError> {
+        self.columns.iter().find(|(n, _)| *n == name).map(|(_, values)| *values).ok_or_else(|| {
+            ComponentError::MissingColumn {
+                column: name.to_owned(),
+                available: self.column_names().map(str::to_owned).collect(),
+            }
+        })
+    }
+
+    /// `[tokens, width]`: the sketch column `name`.
+    ///
+    /// # Errors
+    /// When there is no such column; the message lists those there are.
+    pub fn sketch(&self, name: &str) -> Result<SketchView<'a>, ComponentError> {
+        self.sketches.iter().find(|(n, _)| *n == name).map(|(_, sketch)| *sketch).ok_or_else(|| {
+            ComponentError::MissingColumn {
+                column: name.to_owned(),
+                available: self.sketches.iter().map(|(n, _)| (*n).to_owned()).collect(),
+            }
+        })
+    }
+
+    /// The names of the scalar columns.
+    pub fn column_names(&self) -> impl Iterator<Item = &'a str> + '_ {
+        self.columns.iter().map(|(name, _)| *name)
+    }
+}
+
+/// One weight per token of a view: finite, in `[0, 1]`, zero outside the mask.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenWeights(Vec<f32>);
+
+impl TokenWeights {
+    /// Checks `weights` (`[tokens]`) against `tokens`.
+    ///
+    /// # Errors
+    /// Names the first token whose weight is not a number in `[0, 1]` or that is outside the mask
+    /// with a weight above zero.
+    pub fn new(tokens: &TokenView<'_>, weights: Vec<f32>) -> Result<Self, TableError> {
+        check_length("weight", weights.len(), tokens.n_tokens())?;
+        for (id, rows) in tokens.examples() {
+            for row in rows {
+                let (weight, position) = (weights[row], tokens.positions[row]);
+                if !(0.0..=1.0).contains(&weight) {
+                    return Err(TableError::Weight { weight, example: id, position });
+                }
+                if weight > 0.0 && !tokens.eligible[row] {
+                    return Err(TableError::Ineligible { weight, example: id, position });
+                }
+            }
+        }
+        Ok(Self(weights))
+    }
+
+    /// `[tokens]`.
+    pub fn as_slice(&self) -> &[f32] {
+        &self.0
+    }
+
+    /// How many tokens have a weight above zero.
+    pub fn kept(&self) -> usize {
+        self.0.iter().filter(|w| **w > 0.0).count()
+    }
+}

@@ -1,0 +1,1 @@
+//! Reading, templating, tokenising and packing traces; the Parquet token store.

@@ -1,0 +1,1 @@
+//! Model families as data: Hugging Face config to decoder.

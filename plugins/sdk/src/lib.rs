@@ -1,0 +1,1 @@
+//! What a T3S plugin is written against.

@@ -1,0 +1,1 @@
+//! Built-in signals and selection strategies.

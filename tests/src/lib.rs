@@ -1,0 +1,1 @@
+//! Cross-crate tests: end to end, parity, faults.
