@@ -39,11 +39,17 @@ pub enum ComponentError {
 impl ComponentError {
     /// A refusal of the option `key`.
     pub fn option(key: impl Into<String>, message: impl Into<String>) -> Self {
-        Self::Options { key: key.into(), message: message.into() }
+        Self::Options {
+            key: key.into(),
+            message: message.into(),
+        }
     }
 
     /// A refusal of the `config.json` key `key`.
     pub fn config(key: impl Into<String>, message: impl Into<String>) -> Self {
-        Self::Config { key: key.into(), message: message.into() }
+        Self::Config {
+            key: key.into(),
+            message: message.into(),
+        }
     }
 }

@@ -22,8 +22,13 @@ pub enum Observable {
 
 impl Observable {
     /// Every observable, in the order of the store's columns.
-    pub const ALL: [Self; 5] =
-        [Self::Logp, Self::Entropy, Self::Rank, Self::GradNorm, Self::Sketch];
+    pub const ALL: [Self; 5] = [
+        Self::Logp,
+        Self::Entropy,
+        Self::Rank,
+        Self::GradNorm,
+        Self::Sketch,
+    ];
 
     /// The column name, e.g. `grad_norm`.
     pub fn name(self) -> &'static str {
@@ -127,14 +132,19 @@ impl FromStr for ObservableRef {
                 "{text:?} is not a column; write OBSERVABLE@CHECKPOINT, e.g. logp@base"
             ))
         })?;
-        let observable =
-            Observable::ALL.into_iter().find(|o| o.name() == name).ok_or_else(|| {
+        let observable = Observable::ALL
+            .into_iter()
+            .find(|o| o.name() == name)
+            .ok_or_else(|| {
                 ComponentError::Failed(format!(
                     "unknown observable {name:?}; known: {}",
                     Observable::ALL.map(Observable::name).join(", ")
                 ))
             })?;
-        Ok(Self { observable, at: at.parse()? })
+        Ok(Self {
+            observable,
+            at: at.parse()?,
+        })
     }
 }
 

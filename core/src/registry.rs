@@ -79,7 +79,10 @@ pub fn read_options<T: DeserializeOwned>(options: &toml::Table) -> Result<T, Com
     serde_path_to_error::deserialize(toml::Value::Table(options.clone())).map_err(|error| {
         let key = error.path().to_string();
         let key = if key == "." { String::new() } else { key };
-        ComponentError::Options { key, message: error.into_inner().message().to_owned() }
+        ComponentError::Options {
+            key,
+            message: error.into_inner().message().to_owned(),
+        }
     })
 }
 
@@ -183,7 +186,10 @@ pub enum RegistryError {
 }
 
 fn hint(nearest: &Option<String>) -> String {
-    nearest.as_ref().map(|name| format!(", did you mean {name:?}?")).unwrap_or_default()
+    nearest
+        .as_ref()
+        .map(|name| format!(", did you mean {name:?}?"))
+        .unwrap_or_default()
 }
 
 /// Every component, by kind and name.
@@ -208,7 +214,9 @@ impl Registry {
     pub fn from_entries(
         entries: impl IntoIterator<Item = Registration>,
     ) -> Result<Self, RegistryError> {
-        let mut registry = Self { entries: BTreeMap::new() };
+        let mut registry = Self {
+            entries: BTreeMap::new(),
+        };
         for entry in entries {
             let key = (entry.kind(), entry.name);
             if let Some(first) = registry.entries.get(&key) {
@@ -229,7 +237,9 @@ impl Registry {
 
     /// The components of `kind`, by name.
     pub fn of_kind(&self, kind: Kind) -> impl Iterator<Item = &Registration> {
-        self.entries.values().filter(move |entry| entry.kind() == kind)
+        self.entries
+            .values()
+            .filter(move |entry| entry.kind() == kind)
     }
 
     /// The component `name` of `kind`.

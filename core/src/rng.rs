@@ -13,10 +13,12 @@ pub struct CounterRng {
 impl CounterRng {
     /// The stream `name` of `seed`, e.g. `"data-order"`.
     pub fn new(seed: u64, name: &str) -> Self {
-        let name = name
-            .bytes()
-            .fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
-        Self { key: mix(seed ^ mix(name)) }
+        let name = name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| {
+            (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3)
+        });
+        Self {
+            key: mix(seed ^ mix(name)),
+        }
     }
 
     /// 64 uniform bits for the pair `(a, b)`, e.g. (example id, position).

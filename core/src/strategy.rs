@@ -39,7 +39,12 @@ pub struct Declaration {
 impl Declaration {
     /// A strategy of this scope that promises nothing more.
     pub fn new(scope: Scope) -> Self {
-        Self { scope, keeps: None, rising: Vec::new(), falling: Vec::new() }
+        Self {
+            scope,
+            keeps: None,
+            rising: Vec::new(),
+            falling: Vec::new(),
+        }
     }
 
     /// Promises to keep exactly [`budget`]`(share, eligible)` tokens of each scope.
@@ -71,8 +76,11 @@ impl Declaration {
 pub fn budget(share: f64, n: usize) -> usize {
     let exact = share * n as f64;
     let nearest = exact.round();
-    let count =
-        if (exact - nearest).abs() < 1e-9 * n.max(1) as f64 { nearest } else { exact.ceil() };
+    let count = if (exact - nearest).abs() < 1e-9 * n.max(1) as f64 {
+        nearest
+    } else {
+        exact.ceil()
+    };
     (count.max(0.0) as usize).min(n)
 }
 
@@ -91,12 +99,20 @@ pub struct SelectContext<'a> {
 impl<'a> SelectContext<'a> {
     /// The context of a recorded selection.
     pub fn recorded(seed: u64) -> Self {
-        Self { seed, step: 0, current_logp: None }
+        Self {
+            seed,
+            step: 0,
+            current_logp: None,
+        }
     }
 
     /// The context of an online selection at `step`.
     pub fn online(seed: u64, step: u64, current_logp: &'a [f32]) -> Self {
-        Self { seed, step, current_logp: Some(current_logp) }
+        Self {
+            seed,
+            step,
+            current_logp: Some(current_logp),
+        }
     }
 
     /// The generator for draws named `name`; ask it for (example id, position).
@@ -141,7 +157,10 @@ mod tests {
     fn budget_is_exact_for_every_whole_percent() {
         for n in 0..=1000 {
             for percent in 0..=100 {
-                assert_eq!(budget(percent as f64 / 100.0, n), (percent * n).div_ceil(100));
+                assert_eq!(
+                    budget(percent as f64 / 100.0, n),
+                    (percent * n).div_ceil(100)
+                );
             }
         }
     }

@@ -133,7 +133,11 @@ impl TokenTable {
         sketch: Sketch,
     ) -> Result<(), TableError> {
         let name = name.into();
-        check_length(&name, sketch.values.len(), self.token_ids.len() * sketch.width)?;
+        check_length(
+            &name,
+            sketch.values.len(),
+            self.token_ids.len() * sketch.width,
+        )?;
         self.sketches.insert(name, sketch);
         Ok(())
     }
@@ -146,11 +150,23 @@ impl TokenTable {
             token_ids: &self.token_ids,
             positions: &self.positions,
             eligible: &self.eligible,
-            columns: self.columns.iter().map(|(k, v)| (k.as_str(), v.as_slice())).collect(),
+            columns: self
+                .columns
+                .iter()
+                .map(|(k, v)| (k.as_str(), v.as_slice()))
+                .collect(),
             sketches: self
                 .sketches
                 .iter()
-                .map(|(k, s)| (k.as_str(), SketchView { width: s.width, values: &s.values }))
+                .map(|(k, s)| {
+                    (
+                        k.as_str(),
+                        SketchView {
+                            width: s.width,
+                            values: &s.values,
+                        },
+                    )
+                })
                 .collect(),
         }
     }
@@ -160,7 +176,11 @@ fn check_length(column: &str, found: usize, expected: usize) -> Result<(), Table
     if found == expected {
         Ok(())
     } else {
-        Err(TableError::Length { column: column.to_owned(), found, expected })
+        Err(TableError::Length {
+            column: column.to_owned(),
+            found,
+            expected,
+        })
     }
 }
 
@@ -209,7 +229,9 @@ impl<'a> TokenView<'a> {
     /// The rows of each example, with its id.
     pub fn examples(&self) -> impl Iterator<Item = (u64, Range<usize>)> + 'a {
         let (ids, offsets) = (self.example_ids, self.offsets);
-        ids.iter().zip(offsets.windows(2)).map(|(id, w)| (*id, w[0] as usize..w[1] as usize))
+        ids.iter()
+            .zip(offsets.windows(2))
+            .map(|(id, w)| (*id, w[0] as usize..w[1] as usize))
     }
 
     /// `[tokens]`: vocabulary ids.
@@ -232,12 +254,14 @@ impl<'a> TokenView<'a> {
     /// # Errors
     /// When there is no such column; the message lists those there are.
     pub fn column(&self, name: &str) -> Result<&'a [f32], ComponentError> {
-        self.columns.iter().find(|(n, _)| *n == name).map(|(_, values)| *values).ok_or_else(|| {
-            ComponentError::MissingColumn {
+        self.columns
+            .iter()
+            .find(|(n, _)| *n == name)
+            .map(|(_, values)| *values)
+            .ok_or_else(|| ComponentError::MissingColumn {
                 column: name.to_owned(),
                 available: self.column_names().map(str::to_owned).collect(),
-            }
-        })
+            })
     }
 
     /// `[tokens, width]`: the sketch column `name`.
@@ -245,12 +269,14 @@ impl<'a> TokenView<'a> {
     /// # Errors
     /// When there is no such column; the message lists those there are.
     pub fn sketch(&self, name: &str) -> Result<SketchView<'a>, ComponentError> {
-        self.sketches.iter().find(|(n, _)| *n == name).map(|(_, sketch)| *sketch).ok_or_else(|| {
-            ComponentError::MissingColumn {
+        self.sketches
+            .iter()
+            .find(|(n, _)| *n == name)
+            .map(|(_, sketch)| *sketch)
+            .ok_or_else(|| ComponentError::MissingColumn {
                 column: name.to_owned(),
                 available: self.sketches.iter().map(|(n, _)| (*n).to_owned()).collect(),
-            }
-        })
+            })
     }
 
     /// The names of the scalar columns.
@@ -275,10 +301,18 @@ impl TokenWeights {
             for row in rows {
                 let (weight, position) = (weights[row], tokens.positions[row]);
                 if !(0.0..=1.0).contains(&weight) {
-                    return Err(TableError::Weight { weight, example: id, position });
+                    return Err(TableError::Weight {
+                        weight,
+                        example: id,
+                        position,
+                    });
                 }
                 if weight > 0.0 && !tokens.eligible[row] {
-                    return Err(TableError::Ineligible { weight, example: id, position });
+                    return Err(TableError::Ineligible {
+                        weight,
+                        example: id,
+                        position,
+                    });
                 }
             }
         }

@@ -43,7 +43,11 @@ impl Params {
         let id = ParamId(self.list.len());
         let before = self.by_name.insert(name.clone(), id);
         assert!(before.is_none(), "two tensors are called {name}");
-        self.list.push(Param { name, tensor, trainable: true });
+        self.list.push(Param {
+            name,
+            tensor,
+            trainable: true,
+        });
         id
     }
 
@@ -72,13 +76,21 @@ impl Params {
     /// # Panics
     /// When the shape differs.
     pub fn replace(&mut self, id: ParamId, tensor: Tensor) {
-        assert_eq!(self.list[id.0].tensor.dims(), tensor.dims(), "{}", self.list[id.0].name);
+        assert_eq!(
+            self.list[id.0].tensor.dims(),
+            tensor.dims(),
+            "{}",
+            self.list[id.0].name
+        );
         self.list[id.0].tensor = tensor;
     }
 
     /// Every tensor, in the order of construction.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (ParamId, &Param)> {
-        self.list.iter().enumerate().map(|(index, param)| (ParamId(index), param))
+        self.list
+            .iter()
+            .enumerate()
+            .map(|(index, param)| (ParamId(index), param))
     }
 
     /// The number of tensors.

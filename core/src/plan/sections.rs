@@ -141,7 +141,11 @@ pub struct FieldNames {
 
 impl Default for FieldNames {
     fn default() -> Self {
-        Self { question: "question".into(), response: "response".into(), answer: "answer".into() }
+        Self {
+            question: "question".into(),
+            response: "response".into(),
+            answer: "answer".into(),
+        }
     }
 }
 
@@ -188,7 +192,10 @@ pub struct GraderPlan {
 
 impl Default for GraderPlan {
     fn default() -> Self {
-        Self { extract: "boxed".into(), compare: Compare::Numeric }
+        Self {
+            extract: "boxed".into(),
+            compare: Compare::Numeric,
+        }
     }
 }
 
@@ -291,7 +298,13 @@ pub struct GeneratePlan {
 
 impl Default for GeneratePlan {
     fn default() -> Self {
-        Self { max_new_tokens: 512, temperature: 0.6, top_p: 1.0, top_k: 0, batch: 64 }
+        Self {
+            max_new_tokens: 512,
+            temperature: 0.6,
+            top_p: 1.0,
+            top_k: 0,
+            batch: 64,
+        }
     }
 }
 
@@ -307,7 +320,10 @@ pub struct ScorePlan {
 
 impl Default for ScorePlan {
     fn default() -> Self {
-        Self { sketch_width: 0, batch_tokens: 8192 }
+        Self {
+            sketch_width: 0,
+            batch_tokens: 8192,
+        }
     }
 }
 
@@ -412,7 +428,12 @@ pub struct AdamWPlan {
 
 impl Default for AdamWPlan {
     fn default() -> Self {
-        Self { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 }
+        Self {
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.0,
+        }
     }
 }
 
@@ -464,7 +485,9 @@ impl TryFrom<String> for Recompute {
             "block" => Ok(Self::Block),
             _ => match text.strip_prefix("every ").map(str::parse) {
                 Some(Ok(n)) if n > 0 => Ok(Self::Every(n)),
-                _ => Err(format!("{text:?} is no policy; write none, block or \"every N\"")),
+                _ => Err(format!(
+                    "{text:?} is no policy; write none, block or \"every N\""
+                )),
             },
         }
     }
@@ -484,8 +507,20 @@ pub struct LoraPlan {
 
 impl Default for LoraPlan {
     fn default() -> Self {
-        let targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
-        Self { rank: 16, alpha: 32.0, targets: targets.map(str::to_owned).into() }
+        let targets = [
+            "q_proj",
+            "k_proj",
+            "v_proj",
+            "o_proj",
+            "gate_proj",
+            "up_proj",
+            "down_proj",
+        ];
+        Self {
+            rank: 16,
+            alpha: 32.0,
+            targets: targets.map(str::to_owned).into(),
+        }
     }
 }
 
