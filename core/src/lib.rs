@@ -4,6 +4,7 @@
 //! touches tensors. Everything in this crate compiles in seconds and can be tested without a model.
 
 pub mod adapter;
+pub mod atomic;
 pub mod component;
 pub mod corpus;
 pub mod decoder_spec;
@@ -12,6 +13,7 @@ pub mod fingerprint;
 pub mod laws;
 pub mod objective;
 pub mod observable;
+pub mod packing;
 pub mod plan;
 pub mod registry;
 pub mod rng;
