@@ -1,5 +1,25 @@
 //! Layers: one file each, `forward` and `backward` side by side.
 
+pub mod attention;
+pub mod autograd;
+pub mod block;
+pub mod embedding;
+pub mod head;
+pub mod linear;
+pub mod lora;
+pub mod rms_norm;
+pub mod swiglu;
+
+pub use attention::Attention;
+pub use autograd::Autograd;
+pub use block::Block;
+pub use embedding::Embedding;
+pub use head::Head;
+pub use linear::Linear;
+pub use lora::{Lora, Projection};
+pub use rms_norm::RmsNorm;
+pub use swiglu::SwiGlu;
+
 use candle_core::{Result, Tensor};
 
 use crate::{batch::Batch, grads::Grads, params::Params};
@@ -29,6 +49,29 @@ pub struct Saved {
     pub tensors: Vec<Tensor>,
     /// What inner layers kept.
     pub inner: Vec<Saved>,
+}
+
+impl Saved {
+    fn of(save: Save, tensors: impl IntoIterator<Item = Tensor>) -> Self {
+        match save {
+            Save::ForBackward => Self {
+                tensors: tensors.into_iter().collect(),
+                inner: Vec::new(),
+            },
+            Save::Nothing => Self::default(),
+        }
+    }
+
+    /// The layer's own tensors.
+    fn take<const N: usize>(self, layer: &str) -> Result<[Tensor; N]> {
+        let found = self.tensors.len();
+        self.tensors.try_into().map_err(|_| {
+            candle_core::Error::Msg(format!(
+                "{layer}: backward needs {N} saved tensors, found {found}; run forward with \
+                 Save::ForBackward"
+            ))
+        })
+    }
 }
 
 /// `y = f(x)`, with its vector-Jacobian product written out. Shapes: `x` is `[rows, width]`.

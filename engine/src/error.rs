@@ -1,0 +1,95 @@
+//! What can go wrong with tensors.
+
+use std::{io, path::PathBuf};
+
+use t3s_core::{ComponentError, TableError};
+
+/// Why the engine stopped.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// The tensor library refused an operation.
+    #[error("tensor operation failed: {0}")]
+    Tensor(#[from] candle_core::Error),
+
+    /// A checkpoint has no tensor of a name the decoder needs.
+    #[error("tensor {tensor} is missing; {hint}")]
+    MissingTensor {
+        /// Its Hugging Face name.
+        tensor: String,
+        /// What to do about it.
+        hint: String,
+    },
+
+    /// A tensor has another shape than the decoder needs.
+    #[error("tensor {tensor} has shape {found:?}; the model's config asks for {expected:?}")]
+    Shape {
+        /// Its Hugging Face name.
+        tensor: String,
+        /// The shape the spec asks for.
+        expected: Vec<usize>,
+        /// The shape it has.
+        found: Vec<usize>,
+    },
+
+    /// A token id that the model's vocabulary does not have.
+    #[error(
+        "row {row} holds token id {id}, but the model's vocabulary ends at {vocab}; the tokenizer \
+         does not fit the model"
+    )]
+    TokenId {
+        /// Row of the batch.
+        row: usize,
+        /// The id.
+        id: u32,
+        /// The number of ids the model knows.
+        vocab: usize,
+    },
+
+    /// A batch whose columns disagree.
+    #[error("malformed batch: {message}")]
+    Batch {
+        /// What disagrees.
+        message: String,
+    },
+
+    /// A number that is NaN or infinite.
+    #[error(
+        "{what} is not finite; the weights hold NaN or infinite values, or the learning rate is too high"
+    )]
+    NotFinite {
+        /// Which number.
+        what: String,
+    },
+
+    /// A decoder description that cannot be built.
+    #[error("decoder spec: {key}: {message}")]
+    Spec {
+        /// The field of the spec or of the plan.
+        key: String,
+        /// What was found; what would be accepted.
+        message: String,
+    },
+
+    /// A component (objective, signal, strategy, adapter) failed.
+    #[error(transparent)]
+    Component(#[from] ComponentError),
+
+    /// A token table was refused.
+    #[error(transparent)]
+    Table(#[from] TableError),
+
+    /// A file could not be read or written.
+    #[error("{path}: {source}", path = .path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+
+    /// The progress callback asked to stop.
+    #[error("interrupted")]
+    Interrupted,
+}
