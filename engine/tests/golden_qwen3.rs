@@ -1,0 +1,169 @@
+//! Parity with the public transformers implementation of Qwen3 (float32, eager attention), on the
+//! dumped reference `golden/qwen3-tiny`: logits, per-token statistics, loss, every gradient.
+
+#[path = "gradients/model.rs"]
+#[expect(dead_code, reason = "shared with the gradient tests")]
+mod model;
+
+use std::{collections::HashMap, path::PathBuf};
+
+use candle_core::{Device, Tensor};
+use model::{Shape, relative_error, values};
+use t3s_core::{
+    ExampleBatch, ModelBatch, Objective, objective::NextToken, plan::sections::Recompute,
+};
+use t3s_engine::{
+    Decoder, Grads, Params, Save,
+    layers::head::HeadOutput,
+    score::{batch_of, head_rows},
+};
+
+/// Absolute. Measured 2.2e-6.
+const LOGITS: f32 = 2e-4;
+/// Absolute, nats. Measured 1.9e-6.
+const LOGP: f32 = 2e-5;
+/// Absolute, nats. Measured 1.9e-6.
+const ENTROPY: f32 = 1e-4;
+/// Relative. Measured 1.1e-7.
+const LOSS: f64 = 1e-5;
+/// Relative, Frobenius, of each tensor. Measured 1.5e-6.
+const GRADIENT: f64 = 1e-4;
+
+const SHAPE: Shape = Shape {
+    vocab: 512,
+    width: 64,
+    n_layers: 3,
+    n_heads: 4,
+    n_kv_heads: 2,
+    head_dim: 32,
+    hidden: 160,
+    tied: true,
+};
+
+fn folder() -> Option<PathBuf> {
+    let shared = match std::env::var_os("T3S_SHARED") {
+        Some(path) => PathBuf::from(path),
+        None => PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared"),
+    };
+    let folder = shared.join("golden/qwen3-tiny");
+    if folder.is_dir() {
+        return Some(folder);
+    }
+    eprintln!(
+        "SKIPPED: no {}; set T3S_SHARED to the folder that holds golden/",
+        folder.display()
+    );
+    None
+}
+
+struct Run {
+    logits: Vec<f32>,
+    output: HeadOutput,
+    grads: Grads,
+}
+
+/// Forward and backward of examples of 40 tokens with loss coefficients `weight / total`.
+fn run(decoder: &Decoder, ids: &[u32], weights: &[f32], total: f32) -> Run {
+    let offsets: Vec<u32> = (0..=ids.len() as u32).step_by(40).collect();
+    let example_ids: Vec<u64> = (1..offsets.len() as u64).collect();
+    let trainable = vec![true; ids.len()];
+    let packed = ExampleBatch {
+        example_ids: &example_ids,
+        offsets: &offsets,
+        ids,
+        trainable: &trainable,
+        weights,
+    };
+    let mut rows = ModelBatch::default();
+    NextToken.prepare(&packed, 0, 0, &mut rows).unwrap();
+    let batch = batch_of(&rows, &NextToken);
+    let (hidden, tape) = decoder
+        .forward(&rows.input_ids, &batch, Recompute::None, Save::ForBackward)
+        .unwrap();
+    let logits = values(&decoder.logits(&hidden).unwrap());
+    let asked = head_rows(&rows, ids, |row| Some(rows.weights[row] / total)).unwrap();
+    let mut grads = Grads::new(&decoder.params);
+    let (output, d_hidden) = decoder
+        .head_forward_backward(&hidden, &asked, None, &mut grads)
+        .unwrap();
+    decoder
+        .backward(d_hidden, tape, &batch, &mut grads)
+        .unwrap();
+    Run {
+        logits,
+        output,
+        grads,
+    }
+}
+
+#[test]
+fn everything_matches_transformers() {
+    let Some(folder) = folder() else { return };
+    let load =
+        |name: &str| candle_core::safetensors::load(folder.join(name), &Device::Cpu).expect(name);
+    let mut params = Params::default();
+    let mut weights: Vec<(String, Tensor)> = load("model.safetensors").into_iter().collect();
+    weights.sort_by(|a, b| a.0.cmp(&b.0));
+    for (name, tensor) in weights {
+        params.push(name, tensor);
+    }
+    let decoder = Decoder::new(SHAPE.spec(), params, None).unwrap();
+
+    let golden: HashMap<String, Tensor> = load("golden.safetensors");
+    let column = |name: &str| values(&golden[name]);
+    let ids: Vec<i64> = golden["ids"].flatten_all().unwrap().to_vec1().unwrap();
+    let ids: Vec<u32> = ids.into_iter().map(|id| id as u32).collect();
+    let rank: Vec<i64> = golden["rank"].flatten_all().unwrap().to_vec1().unwrap();
+    let weights = column("weights");
+    // The first token of an example has no prediction, so its weight does not count.
+    let total: f32 = weights.chunks(40).map(|w| w[1..].iter().sum::<f32>()).sum();
+
+    // Packed into one sequence, then one pass per example.
+    let packed = vec![run(&decoder, &ids, &weights, total)];
+    let alone: Vec<Run> = ids
+        .chunks(40)
+        .zip(weights.chunks(40))
+        .map(|(ids, weights)| run(&decoder, ids, weights, total))
+        .collect();
+    for runs in [packed, alone] {
+        let joined = |f: &dyn Fn(&Run) -> Vec<f32>| runs.iter().flat_map(f).collect::<Vec<f32>>();
+        let worst = |found: &[f32], name: &str| {
+            let wanted = column(name);
+            assert_eq!(found.len(), wanted.len(), "{name}");
+            let errors = found.iter().zip(&wanted).map(|(f, w)| (f - w).abs());
+            let worst = errors.fold(0.0, f32::max);
+            println!("{name}: worst absolute error {worst:e}");
+            worst
+        };
+        assert!(worst(&joined(&|r| r.logits.clone()), "logits") <= LOGITS);
+        assert!(worst(&joined(&|r| r.output.logp.clone()), "target_logp") <= LOGP);
+        assert!(worst(&joined(&|r| r.output.entropy.clone()), "entropy") <= ENTROPY);
+        let found = runs.iter().flat_map(|r| r.output.rank.clone());
+        assert!(
+            found.map(i64::from).eq(rank.iter().copied()),
+            "ranks differ"
+        );
+
+        let loss: f64 = runs.iter().map(|r| r.output.loss_sum).sum();
+        let wanted = f64::from(column("loss")[0]);
+        let error = (loss - wanted).abs() / wanted;
+        println!("loss: relative error {error:e}");
+        assert!(error <= LOSS, "loss {loss}, wanted {wanted}");
+
+        let mut largest = 0.0f64;
+        for (id, param) in decoder.params.iter() {
+            let wanted = column(&format!("grad.{}", param.name));
+            let mut found = vec![0.0; wanted.len()];
+            for run in &runs {
+                let grad = run.grads.get(id).expect("every tensor has a gradient");
+                for (f, g) in found.iter_mut().zip(values(grad)) {
+                    *f += g;
+                }
+            }
+            let error = relative_error(&found, &wanted);
+            largest = largest.max(error);
+            assert!(error <= GRADIENT, "{}: {error:e}", param.name);
+        }
+        println!("gradients: worst relative error {largest:e}");
+    }
+}
