@@ -16,26 +16,32 @@ pub struct RunPlan {
     /// Where it computes.
     pub device: DeviceChoice,
     /// The run folder.
+    #[schemars(extend("x-path" = true))]
     pub out: PathBuf,
     /// The model that learns.
     pub student: StudentPlan,
     /// The teacher traces.
     pub data: DataPlan,
     /// How an answer is found in a text and compared with the gold one.
+    #[serde(default)]
     pub grader: GraderPlan,
     /// The plain fine-tuning run that lays down the trajectory.
     pub probe: ProbePlan,
     /// Which checkpoint of the probe is the imitation bottleneck.
+    #[serde(default)]
     pub bottleneck: BottleneckPlan,
     /// Which columns the scoring pass records besides `logp`.
+    #[serde(default)]
     pub score: ScorePlan,
     /// Named signals with options of their own.
+    #[serde(default)]
     pub signals: BTreeMap<String, SignalPlan>,
     /// Which tokens are in the loss.
     pub selection: SelectionPlan,
     /// The training run.
     pub train: TrainPlan,
     /// How models are compared at the end.
+    #[serde(default)]
     pub eval: EvalPlan,
 }
 
@@ -83,6 +89,7 @@ impl TryFrom<String> for DeviceChoice {
 #[serde(deny_unknown_fields)]
 pub struct StudentPlan {
     /// A Hugging Face folder: `config.json`, `tokenizer.json`, safetensors.
+    #[schemars(extend("x-path" = true))]
     pub path: PathBuf,
     /// Name of the model adapter; empty: the one that claims `config.json`.
     #[serde(default)]
@@ -102,6 +109,7 @@ pub struct StudentPlan {
 #[serde(deny_unknown_fields)]
 pub struct DataPlan {
     /// A JSONL or Parquet file.
+    #[schemars(extend("x-path" = true))]
     pub train: PathBuf,
     /// How its rows are read.
     #[serde(default)]
@@ -115,6 +123,7 @@ pub struct DataPlan {
     /// A Jinja file used instead of the tokenizer's chat template; empty: the tokenizer's own
     /// (`chat_template.jinja` or `tokenizer_config.json` in the student's folder).
     #[serde(default)]
+    #[schemars(extend("x-path" = true))]
     pub chat_template: PathBuf,
     /// A system message put before every conversation that has none; empty: none.
     #[serde(default)]
@@ -218,6 +227,7 @@ pub enum Compare {
 pub struct ProbePlan {
     /// Optimiser steps between two checkpoints. Step 0 (the base) and the last step are always
     /// checkpoints.
+    #[serde(default = "default_checkpoint_every")]
     pub checkpoint_every: u64,
     /// Everything `[train]` says, which `[probe]` inherits key by key.
     pub training: TrainPlan,
@@ -529,6 +539,7 @@ impl Default for LoraPlan {
 #[serde(deny_unknown_fields, default)]
 pub struct EvalPlan {
     /// Held-out problems, in any of the data formats; empty: the training prompts.
+    #[schemars(extend("x-path" = true))]
     pub data: PathBuf,
     /// How its rows are read.
     pub format: DataFormat,
@@ -553,6 +564,10 @@ impl Default for EvalPlan {
             generate: GeneratePlan::default(),
         }
     }
+}
+
+fn default_checkpoint_every() -> u64 {
+    5
 }
 
 fn default_max_tokens() -> usize {
