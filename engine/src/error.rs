@@ -89,6 +89,32 @@ pub enum EngineError {
         source: io::Error,
     },
 
+    /// A prompt that no answer can follow.
+    #[error(
+        "prompt {prompt} (counted from 0) has {tokens} tokens; write at least one, at most the \
+         model's {max_positions} positions"
+    )]
+    Prompt {
+        /// Its index.
+        prompt: usize,
+        /// Its length.
+        tokens: usize,
+        /// The model's positions.
+        max_positions: usize,
+    },
+
+    /// The model does not say what comes next.
+    #[error(
+        "the logits of answer token {token} to prompt {prompt} (both counted from 0) are no finite \
+         numbers; the model's weights have diverged"
+    )]
+    NonFiniteLogits {
+        /// Index of the prompt.
+        prompt: usize,
+        /// Index of the token in the answer.
+        token: usize,
+    },
+
     /// The progress callback asked to stop.
     #[error("interrupted")]
     Interrupted,

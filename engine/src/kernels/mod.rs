@@ -8,6 +8,7 @@ pub mod attention;
 pub mod cross_entropy;
 pub(crate) mod decode_attention;
 pub(crate) mod decode_linear;
+pub(crate) mod decode_rows;
 mod disjoint;
 pub mod embedding;
 pub(crate) mod host;

@@ -40,7 +40,7 @@ impl RotaryTable {
     }
 
     /// A table that covers every one of `positions`.
-    fn covering(&self, positions: &[u32]) -> Arc<Vec<f32>> {
+    pub(crate) fn covering(&self, positions: &[u32]) -> Arc<Vec<f32>> {
         let n_positions = positions.iter().max().map_or(0, |p| *p as usize + 1);
         let len = n_positions * self.rotary_dim();
         let rows = self.rows.read().expect("no holder of this lock panics");
@@ -178,7 +178,7 @@ pub fn backward_in_place(
 
 /// Turns the pairs `(i, i + len/2)` of `head` by the table's angles; `direction` -1 turns back.
 #[inline(always)]
-fn turn(head: &mut [f32], cos: &[f32], sin: &[f32], direction: f32) {
+pub(super) fn turn(head: &mut [f32], cos: &[f32], sin: &[f32], direction: f32) {
     let (first, second) = head.split_at_mut(cos.len());
     let n = first.len();
     let (second, sin) = (&mut second[..n], &sin[..n]);

@@ -1,0 +1,111 @@
+//! Generation: answers to prompts, by the family's decode rule.
+
+mod frozen;
+mod left_to_right;
+#[cfg(test)]
+mod tests;
+
+use std::ops::ControlFlow;
+
+use t3s_core::{DecodeRule, plan::sections::GeneratePlan};
+
+use crate::{Decoder, EngineError, sample::Sampler};
+
+/// One answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Generation {
+    /// Index of the prompt.
+    pub prompt: usize,
+    /// Which of the prompt's answers.
+    pub sample: usize,
+    /// The answer's token ids, without the one that ended it.
+    pub ids: Vec<u32>,
+    /// Why it ended.
+    pub finish: Finish,
+}
+
+/// Why an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finish {
+    /// The model wrote one of its end tokens.
+    Eos,
+    /// It reached `max_new_tokens`, or the last position of the model.
+    Length,
+}
+
+/// How far a generation is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct GenerateProgress {
+    /// Finished answers.
+    pub answers_done: usize,
+    /// All answers.
+    pub answers: usize,
+    /// Finished answers that were cut off ([`Finish::Length`]).
+    pub truncated: usize,
+    /// Tokens drawn so far, end tokens included; a copied answer counts once.
+    pub tokens: usize,
+}
+
+/// Generates `samples` answers to each of `prompts` (token ids), ordered by prompt, then sample.
+///
+/// Every answer has a random stream of its own, keyed by (`seed`, prompt index, sample index, token
+/// index), and no row's arithmetic depends on the rows beside it: the same prompt at the same index
+/// gets the same answer, bit for bit, whatever `plan.batch`, the number of threads, the other
+/// prompts and `samples` are. (The last bit of a logit may differ from that of [`Decoder::logits`],
+/// whose matrix product orders its sums by the number of rows.)
+///
+/// Answers to one prompt share its key-value cache. At temperature 0 they are all the same, so one is
+/// generated and copied. `progress` is called about twenty times a second.
+///
+/// # Errors
+/// A prompt that is empty, longer than the model's positions or has an id outside the vocabulary; a
+/// plan that makes no sense; logits that are no numbers; [`EngineError::Interrupted`] when `progress`
+/// breaks.
+pub fn generate(
+    decoder: &Decoder,
+    rule: &DecodeRule,
+    prompts: &[Vec<u32>],
+    samples: usize,
+    plan: &GeneratePlan,
+    seed: u64,
+    progress: &mut dyn FnMut(GenerateProgress) -> ControlFlow<()>,
+) -> Result<Vec<Generation>, EngineError> {
+    let sampler = Sampler::new(plan)?;
+    if plan.batch == 0 {
+        return Err(EngineError::Spec {
+            key: "generate.batch".to_owned(),
+            message: "0; at least one answer has to be generated at a time".to_owned(),
+        });
+    }
+    check_prompts(decoder, prompts)?;
+    match rule {
+        DecodeRule::LeftToRight => {
+            left_to_right::generate(decoder, prompts, samples, plan, sampler, seed, progress)
+        }
+        other => Err(EngineError::Spec {
+            key: "decode".to_owned(),
+            message: format!("{other:?} is not known to this build; known: left-to-right"),
+        }),
+    }
+}
+
+fn check_prompts(decoder: &Decoder, prompts: &[Vec<u32>]) -> Result<(), EngineError> {
+    let spec = &decoder.spec;
+    for (prompt, ids) in prompts.iter().enumerate() {
+        if ids.is_empty() || ids.len() > spec.max_positions {
+            return Err(EngineError::Prompt {
+                prompt,
+                tokens: ids.len(),
+                max_positions: spec.max_positions,
+            });
+        }
+        if let Some(row) = ids.iter().position(|id| *id as usize >= spec.vocab) {
+            return Err(EngineError::TokenId {
+                row,
+                id: ids[row],
+                vocab: spec.vocab,
+            });
+        }
+    }
+    Ok(())
+}
