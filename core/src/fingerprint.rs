@@ -68,3 +68,43 @@ impl fmt::Debug for Fingerprint {
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// FIPS 180-2, appendix B.1.
+    const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+
+    #[test]
+    fn fingerprints_are_sha256() {
+        assert_eq!(Fingerprint::of_bytes(b"abc").as_str(), ABC);
+        assert_eq!(Fingerprint::of_bytes(b"abc").short(), &ABC[..12]);
+    }
+
+    #[test]
+    fn a_file_has_the_fingerprint_of_its_bytes_across_chunks() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        let bytes: Vec<u8> = (0..(1 << 20) + 7).map(|i| (i % 251) as u8).collect();
+        std::fs::write(&path, &bytes).unwrap();
+        let found = Fingerprint::of_file(&path).unwrap();
+        assert_eq!(found, Fingerprint::of_bytes(&bytes));
+        assert!(Fingerprint::of_file(&folder.path().join("none")).is_err());
+    }
+
+    #[test]
+    fn values_have_the_fingerprint_of_their_json() {
+        let found = Fingerprint::of_json(&("a", 1));
+        assert_eq!(found, Fingerprint::of_bytes(br#"["a",1]"#));
+        assert_ne!(found, Fingerprint::of_json(&("a", 2)));
+    }
+
+    #[test]
+    fn fingerprints_are_read_as_written() {
+        let found = Fingerprint::of_bytes(b"abc");
+        let text = serde_json::to_string(&found).unwrap();
+        assert_eq!(text, format!("\"{ABC}\""));
+        assert_eq!(serde_json::from_str::<Fingerprint>(&text).unwrap(), found);
+    }
+}

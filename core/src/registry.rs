@@ -306,7 +306,140 @@ pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
     known
         .into_iter()
         .map(|candidate| (strsim::damerau_levenshtein(name, candidate), candidate))
-        .filter(|(distance, candidate)| *distance <= 2.max(candidate.len() / 3))
+        .filter(|(distance, candidate)| *distance <= 1.max(candidate.len().min(name.len()) / 3))
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{DecodeRule, DecoderSpec, HfConfig, Objective, ObservableRef, TokenView};
+
+    /// Gives one number.
+    #[derive(serde::Deserialize, schemars::JsonSchema)]
+    #[serde(deny_unknown_fields)]
+    struct Constant {
+        #[serde(default)]
+        value: f32,
+    }
+
+    impl ConfidenceSignal for Constant {
+        fn needs(&self) -> Vec<ObservableRef> {
+            Vec::new()
+        }
+
+        fn compute(&self, _: &TokenView<'_>, out: &mut [f32]) -> Result<(), ComponentError> {
+            out.fill(self.value);
+            Ok(())
+        }
+    }
+
+    crate::register_signal!("constant", Constant, "one number");
+
+    #[derive(Default)]
+    struct NoFamily;
+
+    impl ModelAdapter for NoFamily {
+        fn claims(&self, _: &HfConfig) -> bool {
+            false
+        }
+
+        fn decoder(&self, _: &HfConfig) -> Result<DecoderSpec, ComponentError> {
+            Err(ComponentError::config("model_type", "none is known"))
+        }
+
+        fn objective(&self, _: &toml::Table) -> Result<Box<dyn Objective>, ComponentError> {
+            Ok(Box::new(crate::objective::NextToken))
+        }
+
+        fn decode(&self, _: &toml::Table) -> Result<DecodeRule, ComponentError> {
+            Ok(DecodeRule::LeftToRight)
+        }
+    }
+
+    // The same name as the signal: names are unique per kind.
+    crate::register_adapter!("constant", NoFamily, "claims nothing");
+
+    fn named(name: &'static str, origin: &'static str) -> Registration {
+        let linked = Registry::linked().expect("no clash");
+        let constant = linked
+            .get(Kind::Signal, "constant")
+            .expect("registered above");
+        Registration {
+            name,
+            origin,
+            ..*constant
+        }
+    }
+
+    #[test]
+    fn one_line_registers() {
+        let registry = Registry::linked().expect("no clash");
+        let entry = registry.get(Kind::Signal, "constant").expect("registered");
+        assert_eq!(entry.summary, "one number");
+        assert!(entry.origin.starts_with("t3s-core "), "{}", entry.origin);
+        let schema = (entry.schema)();
+        assert!(schema.as_value().pointer("/properties/value").is_some());
+        assert!(registry.adapter("constant").is_ok());
+        assert!(registry.strategy("constant", &toml::Table::new()).is_err());
+    }
+
+    #[test]
+    fn a_clash_names_both_origins_in_one_order() {
+        let clash = |a, b| {
+            Registry::from_entries([named("x", a), named("x", b)])
+                .err()
+                .expect("a clash")
+                .to_string()
+        };
+        let expected = "signal \"x\" is registered by a 1 and by b 2; rename one of them";
+        assert_eq!(clash("a 1", "b 2"), expected);
+        assert_eq!(clash("b 2", "a 1"), expected);
+    }
+
+    #[test]
+    fn unknown_names_come_with_the_nearest() {
+        let registry =
+            Registry::from_entries([named("entropy", "a"), named("delta-logp", "a")]).unwrap();
+        let message = |name| registry.get(Kind::Signal, name).err().unwrap().to_string();
+        assert_eq!(
+            message("delta-lgop"),
+            "unknown signal \"delta-lgop\", did you mean \"delta-logp\"?; known: delta-logp, \
+             entropy"
+        );
+        assert_eq!(
+            message("perplexity"),
+            "unknown signal \"perplexity\"; known: delta-logp, entropy"
+        );
+    }
+
+    #[test]
+    fn options_are_read_strictly() {
+        let registry = Registry::linked().expect("no clash");
+        let refused = |text: &str| {
+            let options = text.parse::<toml::Table>().expect("TOML");
+            registry
+                .signal("constant", &options)
+                .err()
+                .expect("refused")
+        };
+        let key = |error: RegistryError| match error {
+            RegistryError::Component(ComponentError::Options { key, .. }) => key,
+            other => panic!("{other}"),
+        };
+        assert_eq!(key(refused("value = true")), "value");
+        assert!(refused("valu = 1").to_string().contains("valu"));
+    }
+
+    #[test]
+    fn near_names_are_slips_of_the_keyboard() {
+        let known = ["steps", "batch_tokens", "learning_rate", "by"];
+        let nearest = |name| nearest(name, known);
+        assert_eq!(nearest("stpes"), Some("steps"));
+        assert_eq!(nearest("batch-token"), Some("batch_tokens"));
+        assert_eq!(nearest("learning_rat"), Some("learning_rate"));
+        assert_eq!(nearest("lr"), None);
+        assert_eq!(nearest("zzz"), None);
+    }
 }

@@ -329,3 +329,110 @@ impl TokenWeights {
         self.0.iter().filter(|w| **w > 0.0).count()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Examples 7 (2 tokens) and 3 (1 token); the first token is a prompt's.
+    fn table() -> TokenTable {
+        TokenTable::new(
+            vec![7, 3],
+            vec![0, 2, 3],
+            vec![10, 11, 20],
+            vec![4, 5, 9],
+            vec![false, true, true],
+        )
+        .expect("a good table")
+    }
+
+    #[test]
+    fn offsets_must_cover_the_tokens_in_order() {
+        let make = |ids: Vec<u64>, offsets: Vec<u32>| {
+            TokenTable::new(ids, offsets, vec![1, 2, 3], vec![0, 1, 2], vec![true; 3])
+        };
+        assert!(make(vec![0, 1], vec![0, 2, 3]).is_ok());
+        assert!(make(vec![0, 1], vec![0, 0, 3]).is_ok(), "an empty example");
+        for offsets in [
+            vec![0, 3],
+            vec![0, 2, 3, 3],
+            vec![1, 2, 3],
+            vec![0, 2, 2],
+            vec![0, 4, 3],
+            vec![],
+        ] {
+            let found = make(vec![0, 1], offsets.clone());
+            assert_eq!(found, Err(TableError::Offsets { tokens: 3 }), "{offsets:?}");
+        }
+        assert!(TokenTable::new(vec![], vec![0], vec![], vec![], vec![]).is_ok());
+    }
+
+    #[test]
+    fn columns_have_one_value_per_token() {
+        let mut table = table();
+        let short = |column: &str, found, expected| {
+            Err(TableError::Length {
+                column: column.to_owned(),
+                found,
+                expected,
+            })
+        };
+        assert_eq!(table.insert("logp", vec![0.0; 2]), short("logp", 2, 3));
+        let sketch = |n| Sketch {
+            width: 2,
+            values: vec![0.0; n],
+        };
+        assert_eq!(
+            table.insert_sketch("sketch", sketch(5)),
+            short("sketch", 5, 6)
+        );
+        assert_eq!(table.insert_sketch("sketch", sketch(6)), Ok(()));
+        let made = TokenTable::new(vec![0], vec![0, 2], vec![1, 2], vec![0], vec![true; 2]);
+        assert_eq!(made.map(|_| ()), short("position", 1, 2));
+    }
+
+    #[test]
+    fn views_show_columns_by_name_and_rows_by_example() {
+        let mut table = table();
+        table.insert("logp@base", vec![-1.0, -2.0, -3.0]).unwrap();
+        let view = table.view();
+        assert_eq!(view.column("logp@base"), Ok(&[-1.0, -2.0, -3.0][..]));
+        let rows: Vec<_> = view.examples().collect();
+        assert_eq!(rows, [(7, 0..2), (3, 2..3)]);
+        assert_eq!((view.n_tokens(), view.n_examples()), (3, 2));
+        assert_eq!(
+            view.column("logp").unwrap_err().to_string(),
+            "column \"logp\" was not recorded; available: logp@base"
+        );
+        assert!(view.sketch("logp@base").is_err());
+    }
+
+    #[test]
+    fn weights_are_shares_of_tokens_that_may_be_trained_on() {
+        let table = table();
+        let view = table.view();
+        let weights = |w: [f32; 3]| TokenWeights::new(&view, w.to_vec());
+        let good = weights([0.0, 1.0, 0.5]).unwrap();
+        assert_eq!((good.as_slice(), good.kept()), (&[0.0, 1.0, 0.5][..], 2));
+        for bad in [f32::NAN, f32::INFINITY, -0.1, 1.1] {
+            let error = weights([0.0, 0.0, bad]).unwrap_err();
+            let TableError::Weight {
+                example, position, ..
+            } = error
+            else {
+                panic!("{error}");
+            };
+            assert_eq!((example, position), (3, 9));
+        }
+        assert_eq!(
+            weights([0.5, 0.0, 0.0]).unwrap_err(),
+            TableError::Ineligible {
+                weight: 0.5,
+                example: 7,
+                position: 4
+            }
+        );
+        let short = TokenWeights::new(&view, vec![0.0; 2]);
+        assert!(matches!(short, Err(TableError::Length { found: 2, .. })));
+    }
+}
