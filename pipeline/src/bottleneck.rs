@@ -144,6 +144,10 @@ mod tests {
         assert!(!find(&[0.8, 0.75, 0.9], &plan).unwrap().dropped);
         assert!(find(&[0.8, 0.6, 0.9], &plan).unwrap().dropped);
         // Without a minimum an equal value is still no drop.
-        assert!(!find(&[0.8, 0.8], &BottleneckPlan::default()).unwrap().dropped);
+        assert!(
+            !find(&[0.8, 0.8], &BottleneckPlan::default())
+                .unwrap()
+                .dropped
+        );
     }
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use t3s_core::{
-    ComponentError, TableError, atomic::AtomicError, registry::RegistryError,
+    ComponentError, TableError, atomic::AtomicError, plan::PlanErrors, registry::RegistryError,
 };
 use t3s_data::DataError;
 use t3s_engine::EngineError;
@@ -62,6 +62,9 @@ pub enum PipelineError {
         #[source]
         source: TableError,
     },
+    /// The plan's components cannot be made.
+    #[error(transparent)]
+    Components(#[from] PlanErrors),
     /// `[grader]` is not usable.
     #[error(transparent)]
     Grader(#[from] GraderError),

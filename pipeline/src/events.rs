@@ -97,6 +97,13 @@ pub enum Event {
     },
     /// The run is done.
     Summary(Box<Summary>),
+    /// The run stopped before its end.
+    Stopped {
+        /// Why.
+        message: String,
+        /// Whether it was asked to; then the same command goes on.
+        interrupted: bool,
+    },
 }
 
 /// An optimiser step of the probe or of the training run.

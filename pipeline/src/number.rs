@@ -47,9 +47,8 @@ pub fn equal(a: &str, b: &str, fractions: Fractions) -> bool {
 }
 
 static SIZES: LazyLock<Regex> = LazyLock::new(|| pattern(r"\\(left|right)\b\s*"));
-static TEXT: LazyLock<Regex> = LazyLock::new(|| {
-    pattern(r"\\(?:text|mathrm|textbf|mbox|mathbf|operatorname)\s*\{([^{}]*)\}")
-});
+static TEXT: LazyLock<Regex> =
+    LazyLock::new(|| pattern(r"\\(?:text|mathrm|textbf|mbox|mathbf|operatorname)\s*\{([^{}]*)\}"));
 static SPACING: LazyLock<Regex> = LazyLock::new(|| pattern(r"\\[,;:! ]|~|\{,\}"));
 static GROUPED: LazyLock<Regex> =
     LazyLock::new(|| pattern(r"^([+-]?\d{1,3}(?:,\d{3})+)(\D.*|\.\d.*|)$"));
@@ -83,8 +82,12 @@ fn plain(answer: &str) -> String {
     let mut text = answer.trim();
     loop {
         let stripped = text.trim_matches('$').trim();
-        let stripped = ["\\(", "\\["].iter().fold(stripped, |t, m| t.trim_start_matches(m));
-        let stripped = ["\\)", "\\]"].iter().fold(stripped, |t, m| t.trim_end_matches(m));
+        let stripped = ["\\(", "\\["]
+            .iter()
+            .fold(stripped, |t, m| t.trim_start_matches(m));
+        let stripped = ["\\)", "\\]"]
+            .iter()
+            .fold(stripped, |t, m| t.trim_end_matches(m));
         if stripped == text {
             break;
         }
@@ -93,9 +96,12 @@ fn plain(answer: &str) -> String {
     let text = text.replace('\u{2212}', "-");
     let text = SIZES.replace_all(&text, "");
     let text = TEXT.replace_all(&text, " $1");
-    let text = SPACING.replace_all(&text, |found: &regex::Captures<'_>| {
-        if &found[0] == "{,}" { "," } else { " " }
-    });
+    let text = SPACING.replace_all(
+        &text,
+        |found: &regex::Captures<'_>| {
+            if &found[0] == "{,}" { "," } else { " " }
+        },
+    );
     let text = text.trim();
     // Not "...", and not the point of "5." alone when nothing else is there.
     match text.strip_suffix('.') {
@@ -106,7 +112,9 @@ fn plain(answer: &str) -> String {
 
 /// `plain` text with the spaces gone that part nothing: `(1, 2)` is `(1,2)`, `1 2` is not `12`.
 fn squeezed(text: &str) -> String {
-    let text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac");
+    let text = text
+        .replace("\\dfrac", "\\frac")
+        .replace("\\tfrac", "\\frac");
     let characters: Vec<char> = text.chars().collect();
     let mut out = String::with_capacity(text.len());
     let mut waiting = false;
@@ -132,7 +140,10 @@ fn quantity(plain: &str, fractions: Fractions) -> Option<Quantity> {
         Some(rest) => ("-", rest.trim_start()),
         None => ("", plain),
     };
-    let rest = rest.strip_prefix('\\').filter(|r| r.starts_with('$')).unwrap_or(rest);
+    let rest = rest
+        .strip_prefix('\\')
+        .filter(|r| r.starts_with('$'))
+        .unwrap_or(rest);
     let rest = rest.trim_start_matches(CURRENCY).trim();
     let rest = rest.trim_end_matches(CURRENCY).trim_end();
     let rest = match rest.strip_suffix('%') {
@@ -157,17 +168,31 @@ fn quantity(plain: &str, fractions: Fractions) -> Option<Quantity> {
 fn decimal(text: &str) -> Option<Quantity> {
     let found = NUMBER.captures(text)?;
     let unit = unit(&found[5])?;
-    let exponent = |group| found.get(group).map_or(Ok(0), |e| e.as_str().parse::<i32>());
+    let exponent = |group| {
+        found
+            .get(group)
+            .map_or(Ok(0), |e| e.as_str().parse::<i32>())
+    };
     let exponents = exponent(3).ok()? + exponent(4).ok()?;
     // Parsed whole, since multiplying by a power of ten would round a second time.
-    let value: f64 = format!("{}{}e{exponents}", &found[1], &found[2]).parse().ok()?;
+    let value: f64 = format!("{}{}e{exponents}", &found[1], &found[2])
+        .parse()
+        .ok()?;
     let written = found.get(3).is_none() && found.get(4).is_none() && !found[2].contains('.');
     let integer = written.then(|| {
         let digits = found[2].trim_start_matches('0');
-        let sign = if &found[1] == "-" && !digits.is_empty() { "-" } else { "" };
+        let sign = if &found[1] == "-" && !digits.is_empty() {
+            "-"
+        } else {
+            ""
+        };
         format!("{sign}{digits}")
     });
-    value.is_finite().then_some(Quantity { value, integer, unit })
+    value.is_finite().then_some(Quantity {
+        value,
+        integer,
+        unit,
+    })
 }
 
 fn fraction(text: &str) -> Option<Quantity> {
@@ -180,14 +205,24 @@ fn fraction(text: &str) -> Option<Quantity> {
         (f[1].to_owned(), group(&f, 2), above, below, f[7].to_owned())
     } else {
         let f = FRACTION.captures(text)?;
-        (f[1].to_owned(), group(&f, 2), f[3].to_owned(), f[4].to_owned(), f[5].to_owned())
+        (
+            f[1].to_owned(),
+            group(&f, 2),
+            f[3].to_owned(),
+            f[4].to_owned(),
+            f[5].to_owned(),
+        )
     };
     let unit = unit(&rest)?;
     let (above, below): (f64, f64) = (above.parse().ok()?, below.parse().ok()?);
     let whole: f64 = whole.map_or(Ok(0.0), |w| w.parse()).ok()?;
     let magnitude = whole + above / below;
     let value = if sign == "-" { -magnitude } else { magnitude };
-    value.is_finite().then_some(Quantity { value, integer: None, unit })
+    value.is_finite().then_some(Quantity {
+        value,
+        integer: None,
+        unit,
+    })
 }
 
 /// The unit that `rest` is, if nothing else stands there.
@@ -201,7 +236,11 @@ fn unit(rest: &str) -> Option<String> {
     }
     // A degree says no more about the value than a percent sign does.
     let degree = words.contains("circ") || words.contains('°');
-    Some(if degree { String::new() } else { words.to_lowercase() })
+    Some(if degree {
+        String::new()
+    } else {
+        words.to_lowercase()
+    })
 }
 
 #[cfg(test)]
@@ -296,7 +335,12 @@ mod tests {
         ] {
             assert!(fractional(a, b) && fractional(b, a), "{a} = {b}");
         }
-        for (a, b) in [("1/0", "0"), ("1/2", "1/3"), ("1 1/2", "11/2"), (r"\frac{\pi}{2}", "1/2")] {
+        for (a, b) in [
+            ("1/0", "0"),
+            ("1/2", "1/3"),
+            ("1 1/2", "11/2"),
+            (r"\frac{\pi}{2}", "1/2"),
+        ] {
             assert!(!fractional(a, b) && !fractional(b, a), "{a} != {b}");
         }
     }
@@ -304,7 +348,10 @@ mod tests {
     #[test]
     fn texts_are_equal_up_to_spaces_that_part_nothing() {
         assert!(numeric("(1, 2)", "(1,2)"));
-        assert!(numeric(r"\left( 3, \frac{\pi}{2} \right)", r"(3,\dfrac{\pi}{2})"));
+        assert!(numeric(
+            r"\left( 3, \frac{\pi}{2} \right)",
+            r"(3,\dfrac{\pi}{2})"
+        ));
         assert!(numeric(r"\text{Evelyn}", "Evelyn"));
         assert!(!numeric("a b", "ab"));
     }

@@ -11,9 +11,5 @@ pub(crate) fn interpreter() -> PathBuf {
         return path.into();
     }
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.venv/bin/python");
-    if own.exists() {
-        own
-    } else {
-        "python3".into()
-    }
+    if own.exists() { own } else { "python3".into() }
 }

@@ -1,0 +1,135 @@
+//! The training data: what identifies it, loaded when a stage needs it, counted.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use t3s_core::{Corpus, DecoderSpec, Example, Fingerprint, plan::{DataPlan, EvalPlan}};
+use t3s_data::{Problem, Tokenizer, load_corpus, load_problems};
+
+use crate::{
+    error::PipelineError, evaluate::training_questions, grader::Grader, summary::CorpusSummary,
+};
+
+/// Row numbers that a warning lists before it says "and more".
+const ROWS_LISTED: usize = 8;
+
+/// What identifies the corpus without reading it: the bytes it is made from and how.
+///
+/// # Errors
+/// When the data file cannot be read.
+pub fn inputs(
+    plan: &DataPlan,
+    extract: &str,
+    tokenizer: &Tokenizer,
+    spec: &DecoderSpec,
+) -> Result<Value, PipelineError> {
+    let mut options = plan.clone();
+    // Where a file lies is not what is in it.
+    options.train = PathBuf::new();
+    options.chat_template = PathBuf::new();
+    Ok(json!({
+        "data": file_fingerprint(&plan.train, "data.train")?,
+        "tokenizer": tokenizer.fingerprint(),
+        "chat_template": tokenizer.template_fingerprint(),
+        "vocab": spec.vocab,
+        "extract": extract,
+        "options": options,
+    }))
+}
+
+/// The same of held-out problems.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn problem_inputs(
+    plan: &EvalPlan,
+    system: &str,
+    extract: &str,
+    tokenizer: &Tokenizer,
+) -> Result<Value, PipelineError> {
+    Ok(json!({
+        "data": file_fingerprint(&plan.data, "eval.data")?,
+        "tokenizer": tokenizer.fingerprint(),
+        "chat_template": tokenizer.template_fingerprint(),
+        "system": system,
+        "extract": extract,
+        "format": plan.format,
+        "fields": plan.fields,
+        "limit": plan.limit,
+    }))
+}
+
+fn file_fingerprint(path: &Path, key: &str) -> Result<Fingerprint, PipelineError> {
+    Fingerprint::of_file(path)
+        .map_err(|source| PipelineError::plan(key, format!("{}: {source}", path.display())))
+}
+
+/// Reads, templates, tokenises, masks and truncates the training data.
+///
+/// # Errors
+/// Those of the data: each names file and line.
+pub fn load(
+    plan: &DataPlan,
+    tokenizer: &Tokenizer,
+    spec: &DecoderSpec,
+    grader: &Grader,
+) -> Result<Corpus, PipelineError> {
+    let extract = |text: &str| grader.extract(text).map(str::to_owned);
+    load_corpus(plan, tokenizer, spec.vocab, &extract).map_err(PipelineError::data("corpus"))
+}
+
+/// Reads held-out problems.
+///
+/// # Errors
+/// Those of the data, and when no problem has a gold answer.
+pub fn load_held_out(
+    plan: &EvalPlan,
+    system: &str,
+    tokenizer: &Tokenizer,
+    grader: &Grader,
+) -> Result<Vec<Problem>, PipelineError> {
+    let extract = |text: &str| grader.extract(text).map(str::to_owned);
+    let problems = load_problems(
+        &plan.data,
+        plan.format,
+        &plan.fields,
+        plan.limit,
+        system,
+        tokenizer,
+        &extract,
+    )
+    .map_err(PipelineError::data("evaluate"))?;
+    if problems.iter().all(|problem| problem.answer.is_none()) {
+        return Err(PipelineError::plan(
+            "eval.data",
+            format!(
+                "{}: none of its {} problems has a gold answer; name the field in \
+                 eval.fields.answer, or the rule that finds it in the solution in grader.extract",
+                plan.data.display(),
+                problems.len()
+            ),
+        ));
+    }
+    Ok(problems)
+}
+
+/// The corpus, counted.
+pub fn summarise(corpus: &Corpus) -> CorpusSummary {
+    let sum = |count: fn(&Example) -> usize| -> u64 {
+        corpus.examples.iter().map(|e| count(e) as u64).sum()
+    };
+    let warnings = corpus.warnings.iter().map(|warning| {
+        let rows: Vec<String> = warning.rows.iter().take(ROWS_LISTED).map(u64::to_string).collect();
+        let more = if warning.rows.len() > ROWS_LISTED { ", ..." } else { "" };
+        format!("{} ({} rows: {}{more})", warning.what, warning.rows.len(), rows.join(", "))
+    });
+    CorpusSummary {
+        examples: corpus.examples.len() as u64,
+        tokens: sum(Example::n_tokens),
+        response_tokens: sum(Example::n_trainable),
+        longest: corpus.examples.iter().map(|e| e.n_tokens() as u64).max().unwrap_or(0),
+        problems: training_questions(corpus, 0).len() as u64,
+        hashes: corpus.hashes.clone(),
+        warnings: warnings.collect(),
+    }
+}

@@ -1,0 +1,262 @@
+//! The whole run: the stages in their order, each a function of the plan's sections it reads and of
+//! what came before.
+
+mod bottleneck_stage;
+mod stages;
+
+use std::{cell::OnceCell, cell::RefCell};
+
+use serde_json::{Value, json};
+use t3s_core::{
+    CheckpointRef, Corpus, Fingerprint,
+    plan::{self, Resolved, RunPlan},
+    registry::Registry,
+};
+use t3s_data::Tokenizer;
+
+use crate::{
+    corpus,
+    error::PipelineError,
+    events::{Event, Observer, Recorder},
+    grader::Grader,
+    interrupt::Interrupt,
+    run_folder::RunFolder,
+    stage::{Done, StageKey, Stages, write_json},
+    student::Student,
+    summary::{CorpusSummary, Summary},
+    training::{TrainLog, checkpoint_folder},
+};
+
+/// Runs `plan` in its run folder: does what is not done yet, and ends with the summary.
+///
+/// # Errors
+/// What the first failing stage says. What was done until then stays, and the next run goes on from
+/// there; after [`PipelineError::Interrupted`] bit for bit.
+pub fn run(
+    plan: &RunPlan,
+    registry: &Registry,
+    observer: &dyn Observer,
+    interrupt: &Interrupt,
+) -> Result<Summary, PipelineError> {
+    let folder = RunFolder::open(&plan.out)?;
+    let recorder = Recorder::new(folder.path(), observer)?;
+    let fingerprint = plan.fingerprint();
+    folder.save_plan(&plan.to_toml(), fingerprint.as_str())?;
+    recorder.event(&Event::RunStarted {
+        name: plan.name.clone(),
+        plan: fingerprint.to_string(),
+        out: plan.out.clone(),
+        version: env!("CARGO_PKG_VERSION").into(),
+    });
+    let result = Run::prepare(plan, registry, &folder, &recorder, interrupt)
+        .and_then(|run| run.summary(&folder));
+    match result {
+        Ok(summary) => {
+            write_json(&folder.path().join("summary.json"), &summary)?;
+            recorder.event(&Event::Summary(Box::new(summary.clone())));
+            recorder.check()?;
+            Ok(summary)
+        }
+        Err(error) => {
+            recorder.event(&Event::Stopped {
+                message: error.to_string(),
+                interrupted: matches!(error, PipelineError::Interrupted { .. }),
+            });
+            Err(error)
+        }
+    }
+}
+
+/// Everything that the stages share.
+struct Run<'r> {
+    plan: &'r RunPlan,
+    components: Resolved,
+    student: Student,
+    tokenizer: Tokenizer,
+    grader: Grader,
+    stages: Stages<'r>,
+    recorder: &'r Recorder<'r>,
+    interrupt: &'r Interrupt,
+    /// Fingerprint of the student's weights.
+    weights: Fingerprint,
+    /// Loaded when the first stage that is not stored needs it.
+    corpus: OnceCell<Corpus>,
+    warnings: RefCell<Vec<String>>,
+}
+
+/// A model that stages load: one of the probe's checkpoints, or the trained student.
+#[derive(Debug, Clone)]
+struct Model {
+    /// `base`, `step-000005`, `student`.
+    name: String,
+    /// The probe's step, where it is one of its checkpoints.
+    step: Option<u64>,
+    /// Where its weights are.
+    folder: std::path::PathBuf,
+    /// What identifies its weights.
+    key: Value,
+}
+
+impl<'r> Run<'r> {
+    fn prepare(
+        plan: &'r RunPlan,
+        registry: &Registry,
+        folder: &'r RunFolder,
+        recorder: &'r Recorder<'r>,
+        interrupt: &'r Interrupt,
+    ) -> Result<Self, PipelineError> {
+        let components = plan::components(plan, registry)?;
+        let student = Student::open(&plan.student, &plan.device, registry)?;
+        let tokenizer = student.tokenizer(&plan.data)?;
+        let weights = student.weights(&plan.student.path)?;
+        Ok(Self {
+            plan,
+            components,
+            grader: Grader::new(&plan.grader)?,
+            stages: Stages::new(folder, recorder, interrupt),
+            recorder,
+            interrupt,
+            weights,
+            student,
+            tokenizer,
+            corpus: OnceCell::new(),
+            warnings: RefCell::default(),
+        })
+    }
+
+    fn summary(&self, folder: &RunFolder) -> Result<Summary, PipelineError> {
+        let corpus = self.corpus_stage()?;
+        let probe = self.probe_stage(&corpus.key)?;
+        let found = self.find_bottleneck(&corpus, &probe)?;
+        self.recorder
+            .event(&Event::Bottleneck(found.bottleneck.clone()));
+        let scores = self.score_stages(&corpus, &probe, found.bottleneck.step)?;
+        let selection = self.select_stage(&corpus, &scores)?;
+        self.recorder
+            .event(&Event::Selection(selection.output.clone()));
+        let selection_file = selection.folder.join("selection.parquet");
+        folder.link("selection.parquet", &selection_file);
+        let train = self.train_stage(&selection)?;
+        let student = self.trained(&train);
+        folder.link("student", &student.folder);
+        let evaluation = self.evaluate_stages(&corpus, &probe, &found.bottleneck, &student)?;
+        let stages = self.stages.costs();
+        Ok(Summary {
+            name: self.plan.name.clone(),
+            plan: self.plan.fingerprint().to_string(),
+            seed: self.plan.seed,
+            version: env!("CARGO_PKG_VERSION").into(),
+            out: self.plan.out.clone(),
+            adapter: self.student.adapter_name.clone(),
+            parameters: crate::estimate::parameters(&self.student.spec),
+            corpus: corpus.output,
+            probe: probe.output,
+            train_accuracy: found.accuracy,
+            answer_logp: found.logp,
+            bottleneck: found.bottleneck,
+            selection: selection.output,
+            train: train.output,
+            evaluation,
+            seconds: stages.iter().map(|stage| stage.seconds).sum(),
+            stages,
+            warnings: self.warnings.take(),
+            student: student.folder,
+            selection_file,
+        })
+    }
+
+    /// The training data, read when first asked for.
+    fn corpus(&self) -> Result<&Corpus, PipelineError> {
+        if let Some(corpus) = self.corpus.get() {
+            return Ok(corpus);
+        }
+        let corpus = corpus::load(
+            &self.plan.data,
+            &self.tokenizer,
+            &self.student.spec,
+            &self.grader,
+        )?;
+        Ok(self.corpus.get_or_init(|| corpus))
+    }
+
+    fn corpus_stage(&self) -> Result<Done<CorpusSummary>, PipelineError> {
+        let (data, extract) = (&self.plan.data, &self.plan.grader.extract);
+        let inputs = corpus::inputs(data, extract, &self.tokenizer, &self.student.spec)?;
+        let key = StageKey::new("corpus", 1, inputs);
+        let done = self
+            .stages
+            .run(&key, |_| Ok(corpus::summarise(self.corpus()?)))?;
+        for warning in &done.output.warnings {
+            self.warn("corpus", warning);
+        }
+        Ok(done)
+    }
+
+    fn warn(&self, stage: &str, message: impl Into<String>) {
+        let message = message.into();
+        self.warnings
+            .borrow_mut()
+            .push(format!("{stage}: {message}"));
+        self.recorder.warn(stage, message);
+    }
+
+    /// What every stage that computes with the model reads of `[student]`.
+    fn family(&self) -> Value {
+        json!({ "adapter": self.student.adapter_name, "options": self.student.options() })
+    }
+
+    fn base(&self) -> Model {
+        Model {
+            name: "base".into(),
+            step: Some(0),
+            folder: self.student.path.clone(),
+            key: json!({ "weights": self.weights }),
+        }
+    }
+
+    /// The probe's checkpoint after `step` steps; step 0 is the base.
+    fn checkpoint(&self, probe: &Done<TrainLog>, step: u64) -> Model {
+        if step == 0 {
+            return self.base();
+        }
+        Model {
+            name: format!("step-{step:06}"),
+            step: Some(step),
+            folder: checkpoint_folder(&probe.folder, step),
+            key: json!({ "run": probe.key, "step": step }),
+        }
+    }
+
+    /// The base and every checkpoint of the probe.
+    fn trajectory(&self, probe: &Done<TrainLog>) -> Vec<Model> {
+        std::iter::once(0)
+            .chain(probe.output.checkpoints.iter().copied())
+            .map(|step| self.checkpoint(probe, step))
+            .collect()
+    }
+
+    fn trained(&self, train: &Done<TrainLog>) -> Model {
+        Model {
+            name: "student".into(),
+            step: None,
+            folder: checkpoint_folder(&train.folder, train.output.steps),
+            key: json!({ "run": train.key, "step": train.output.steps }),
+        }
+    }
+}
+
+/// The probe's step that `at` names, given where the bottleneck is and the probe's last step; all
+/// of `checkpoints` (and the base) for `step:*`.
+fn steps_of(at: &CheckpointRef, bottleneck: u64, checkpoints: &[u64]) -> Vec<u64> {
+    match at {
+        CheckpointRef::Base => vec![0],
+        CheckpointRef::Bottleneck => vec![bottleneck],
+        CheckpointRef::Final => checkpoints.last().copied().into_iter().collect(),
+        CheckpointRef::Step(step) => vec![*step],
+        CheckpointRef::EveryStep => std::iter::once(0)
+            .chain(checkpoints.iter().copied())
+            .collect(),
+        // `core::plan` refuses what the run does not have before it starts.
+        _ => Vec::new(),
+    }
+}

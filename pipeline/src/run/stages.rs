@@ -1,0 +1,438 @@
+//! The stages from the probe to the evaluation. Each says in its key exactly what it reads.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::ControlFlow,
+    sync::Arc,
+    time::Instant,
+};
+
+use serde_json::{Value, json};
+use t3s_core::{
+    CheckpointRef, Fingerprint, Observable,
+    plan::{GeneratePlan, TrainPlan},
+};
+use t3s_data::store::{self, StoreMeta};
+use t3s_engine::{Columns, head::SketchSpec, score};
+
+use super::{Model, Run, steps_of};
+use crate::{
+    bottleneck::Bottleneck,
+    corpus,
+    error::PipelineError,
+    evaluate::{Accuracy, Examination, Question, questions, training_questions},
+    events::Event,
+    select::{Scored, Selection, apply, describe, join, weigh},
+    stage::{Done, StageKey},
+    summary::{CorpusSummary, Evaluation, Role},
+    training::{TrainLog, Training},
+};
+
+/// Width of the sketches when a signal asks for them and the plan names none.
+const DEFAULT_SKETCH_WIDTH: usize = 64;
+
+/// What one checkpoint's scoring is about.
+pub(super) struct ScoreStage {
+    step: u64,
+    done: Done<u64>,
+}
+
+/// All scored checkpoints, with the names that columns know them by.
+pub(super) struct Scores {
+    stages: Vec<ScoreStage>,
+    names: BTreeMap<u64, Vec<CheckpointRef>>,
+}
+
+impl Run<'_> {
+    pub(super) fn probe_stage(
+        &self,
+        corpus: &Fingerprint,
+    ) -> Result<Done<TrainLog>, PipelineError> {
+        let plan = &self.plan.probe;
+        let key = StageKey::new(
+            "probe",
+            1,
+            json!({
+                "student": self.weights,
+                "family": self.family(),
+                "corpus": corpus,
+                "training": train_key(&plan.training),
+                "checkpoint_every": plan.checkpoint_every,
+                "seed": self.plan.seed,
+            }),
+        );
+        self.stages.run(&key, |work| {
+            let training = Training {
+                stage: "probe",
+                student: &self.student,
+                examples: Arc::new(self.corpus()?.examples.clone()),
+                plan: &plan.training,
+                seed: self.plan.seed,
+                checkpoint_every: plan.checkpoint_every,
+                recorder: self.recorder,
+                interrupt: self.interrupt,
+            };
+            training.run(work)
+        })
+    }
+
+    /// Scores the base, the bottleneck, and every other checkpoint that a signal reads.
+    pub(super) fn score_stages(
+        &self,
+        corpus: &Done<CorpusSummary>,
+        probe: &Done<TrainLog>,
+        bottleneck: u64,
+    ) -> Result<Scores, PipelineError> {
+        let checkpoints = &probe.output.checkpoints;
+        let mut names: BTreeMap<u64, Vec<CheckpointRef>> = BTreeMap::new();
+        let wanted: BTreeSet<CheckpointRef> = self
+            .components
+            .observables
+            .iter()
+            .map(|column| column.at.clone())
+            .chain([CheckpointRef::Base, CheckpointRef::Bottleneck])
+            .collect();
+        for at in wanted {
+            for step in steps_of(&at, bottleneck, checkpoints) {
+                let name = match at {
+                    CheckpointRef::EveryStep => CheckpointRef::Step(step),
+                    _ => at.clone(),
+                };
+                let known = names.entry(step).or_default();
+                if !known.contains(&name) {
+                    known.push(name);
+                }
+            }
+        }
+        let stages = names
+            .keys()
+            .map(|step| {
+                let model = self.checkpoint(probe, *step);
+                let done = self.score_stage(corpus, &model)?;
+                Ok(ScoreStage { step: *step, done })
+            })
+            .collect::<Result<_, PipelineError>>()?;
+        Ok(Scores { stages, names })
+    }
+
+    /// The sketches that signals ask for, or the plan.
+    fn sketch(&self) -> Option<SketchSpec> {
+        let width = self.plan.score.sketch_width;
+        let asked = self
+            .components
+            .observables
+            .iter()
+            .any(|column| column.observable == Observable::Sketch);
+        let width = match (width, asked) {
+            (0, false) => return None,
+            (0, true) => DEFAULT_SKETCH_WIDTH,
+            (width, _) => width,
+        };
+        Some(SketchSpec {
+            width,
+            seed: self.plan.seed,
+        })
+    }
+
+    fn score_stage(
+        &self,
+        corpus: &Done<CorpusSummary>,
+        model: &Model,
+    ) -> Result<Done<u64>, PipelineError> {
+        let sketch = self.sketch();
+        let batch_tokens = self.plan.score.batch_tokens;
+        let key = StageKey::new(
+            format!("score-{}", model.name),
+            1,
+            json!({
+                "model": model.key,
+                "family": self.family(),
+                "corpus": corpus.key,
+                "batch_tokens": batch_tokens,
+                "sketch": sketch.map(|s| json!({ "width": s.width, "seed": s.seed })),
+            }),
+        );
+        self.stages.run(&key, |work| {
+            let corpus = self.corpus()?;
+            let decoder = self.student.load(&model.folder, key.name())?;
+            let columns = Columns {
+                sketch,
+                ..Columns::SCALARS
+            };
+            let table = score(
+                &decoder,
+                self.student.objective()?.as_ref(),
+                &corpus.examples,
+                &columns,
+                batch_tokens,
+                &mut self.token_progress(key.name()),
+            )
+            .map_err(PipelineError::engine(key.name()))?;
+            let meta = self.store_meta(model)?;
+            store::write_table(&work.join("tokens.parquet"), &table, &meta)
+                .map_err(PipelineError::data(key.name()))?;
+            Ok(table.view().n_tokens() as u64)
+        })
+    }
+
+    fn store_meta(&self, model: &Model) -> Result<StoreMeta, PipelineError> {
+        Ok(crate::offline::store_meta(
+            &self.student,
+            self.corpus()?.hashes.clone(),
+            self.student.weights(&model.folder)?,
+        ))
+    }
+
+    /// Reports tokens done in a scoring pass.
+    pub(super) fn token_progress<'s>(
+        &'s self,
+        stage: &'s str,
+    ) -> impl FnMut(usize) -> ControlFlow<()> + 's {
+        let started = Instant::now();
+        let total: usize = self
+            .corpus
+            .get()
+            .map_or(0, |c| c.examples.iter().map(|e| e.n_tokens()).sum());
+        move |done| {
+            self.recorder.event(&Event::Progress {
+                stage: stage.to_owned(),
+                done: done as u64,
+                total: total as u64,
+                unit: "tokens".into(),
+                tokens_per_second: done as f64 / started.elapsed().as_secs_f64().max(1e-9),
+            });
+            self.interrupt.flow()
+        }
+    }
+
+    pub(super) fn select_stage(
+        &self,
+        corpus: &Done<CorpusSummary>,
+        scores: &Scores,
+    ) -> Result<Done<Selection>, PipelineError> {
+        let stores: Vec<Value> = scores
+            .stages
+            .iter()
+            .map(|stage| {
+                let names: Vec<String> =
+                    scores.names[&stage.step].iter().map(ToString::to_string).collect();
+                json!({ "names": names, "store": stage.done.key })
+            })
+            .collect();
+        // Of `[signals]` only what the strategy reads.
+        let read: Vec<Value> = self
+            .components
+            .signals
+            .iter()
+            .map(|(id, _)| json!([id.as_str(), self.plan.signals.get(id.as_str())]))
+            .collect();
+        let key = StageKey::new(
+            "select",
+            1,
+            json!({
+                "stores": stores,
+                "selection": self.plan.selection,
+                "signals": read,
+                "seed": self.plan.seed,
+            }),
+        );
+        let strategy = &self.plan.selection.strategy;
+        self.stages.run(&key, |work| {
+            let mut tables = Vec::new();
+            let mut first: Option<StoreMeta> = None;
+            for stage in &scores.stages {
+                let path = stage.done.folder.join("tokens.parquet");
+                let (table, meta) =
+                    store::read_table(&path).map_err(PipelineError::data("select"))?;
+                if meta.hashes != corpus.output.hashes {
+                    return Err(PipelineError::BrokenStage {
+                        folder: stage.done.folder.clone(),
+                        message: "its token store was made from other data".into(),
+                    });
+                }
+                first.get_or_insert(meta);
+                tables.push((scores.names[&stage.step].clone(), table));
+            }
+            let scored: Vec<Scored<'_>> = tables
+                .iter()
+                .map(|(names, table)| Scored {
+                    names: names.clone(),
+                    table,
+                })
+                .collect();
+            let table = join(&scored)?;
+            let weights = weigh(&table, &self.components, strategy, self.plan.seed)?;
+            // What the trainer will see has to hold a weight too, not only the selection.
+            apply(self.corpus()?, &table, &weights, strategy)?;
+            let meta = first.expect("join has refused an empty list");
+            store::write_selection(&work.join("selection.parquet"), &table, &weights, &meta)
+                .map_err(PipelineError::data("select"))?;
+            Ok(describe(&table, &weights, strategy))
+        })
+    }
+
+    pub(super) fn train_stage(
+        &self,
+        selection: &Done<Selection>,
+    ) -> Result<Done<TrainLog>, PipelineError> {
+        let plan = &self.plan.train;
+        let key = StageKey::new(
+            "train",
+            1,
+            json!({
+                "student": self.weights,
+                "family": self.family(),
+                "selection": selection.key,
+                "training": train_key(plan),
+                "seed": self.plan.seed,
+            }),
+        );
+        self.stages.run(&key, |work| {
+            let path = selection.folder.join("selection.parquet");
+            let (table, weights, _) =
+                store::read_selection(&path).map_err(PipelineError::data("train"))?;
+            let strategy = &self.plan.selection.strategy;
+            let training = Training {
+                stage: "train",
+                student: &self.student,
+                examples: Arc::new(apply(self.corpus()?, &table, &weights, strategy)?),
+                plan,
+                seed: self.plan.seed,
+                checkpoint_every: 0,
+                recorder: self.recorder,
+                interrupt: self.interrupt,
+            };
+            training.run(work)
+        })
+    }
+
+    pub(super) fn evaluate_stages(
+        &self,
+        corpus: &Done<CorpusSummary>,
+        probe: &Done<TrainLog>,
+        bottleneck: &Bottleneck,
+        student: &Model,
+    ) -> Result<Vec<Evaluation>, PipelineError> {
+        let plan = &self.plan.eval;
+        let held_out = !plan.data.as_os_str().is_empty();
+        if !held_out && corpus.output.problems == 0 {
+            self.warn(
+                "evaluate",
+                "nothing to evaluate on: no training row has a gold answer; name held-out \
+                 problems in eval.data",
+            );
+            return Ok(Vec::new());
+        }
+        let problems = if held_out {
+            let (system, extract) = (&self.plan.data.system, &self.plan.grader.extract);
+            corpus::problem_inputs(plan, system, extract, &self.tokenizer)?
+        } else {
+            json!({ "corpus": corpus.key, "limit": plan.limit })
+        };
+        // Read when the first model that is not stored needs them.
+        let questions = std::cell::OnceCell::new();
+        let last = probe.output.steps;
+        let models = [
+            (Role::Base, self.base()),
+            (Role::Bottleneck, self.checkpoint(probe, bottleneck.step)),
+            (Role::ProbeFinal, self.checkpoint(probe, last)),
+            (Role::Student, student.clone()),
+        ];
+        let mut evaluation: Vec<Evaluation> = Vec::new();
+        for (role, model) in models {
+            // The last checkpoint may be the bottleneck.
+            let same = |e: &&Evaluation| e.step.is_some() && e.step == model.step;
+            let accuracy = match evaluation.iter().find(same) {
+                Some(known) => known.accuracy.clone(),
+                None => {
+                    let questions = || match questions.get() {
+                        Some(questions) => Ok(questions),
+                        None => {
+                            let loaded = self.questions(held_out)?;
+                            Ok(questions.get_or_init(|| loaded))
+                        }
+                    };
+                    self.evaluate_stage(&model, &problems, questions)?
+                }
+            };
+            evaluation.push(Evaluation {
+                model: role,
+                step: model.step,
+                accuracy,
+            });
+        }
+        Ok(evaluation)
+    }
+
+    fn questions(&self, held_out: bool) -> Result<Vec<Question>, PipelineError> {
+        let plan = &self.plan.eval;
+        if held_out {
+            let system = &self.plan.data.system;
+            let problems = corpus::load_held_out(plan, system, &self.tokenizer, &self.grader)?;
+            Ok(questions(problems))
+        } else {
+            Ok(training_questions(self.corpus()?, plan.limit))
+        }
+    }
+
+    fn evaluate_stage<'q>(
+        &self,
+        model: &Model,
+        problems: &Value,
+        questions: impl FnOnce() -> Result<&'q Vec<Question>, PipelineError>,
+    ) -> Result<Accuracy, PipelineError> {
+        let plan = &self.plan.eval;
+        let key = StageKey::new(
+            format!("evaluate-{}", model.name),
+            1,
+            json!({
+                "model": model.key,
+                "family": self.family(),
+                "problems": problems,
+                "samples": plan.samples,
+                "generate": generate_key(&plan.generate),
+                "grader": self.plan.grader,
+                "seed": self.plan.seed,
+            }),
+        );
+        let done = self.stages.run(&key, |work| {
+            let examination = Examination {
+                questions: questions()?,
+                samples: plan.samples,
+                generate: &plan.generate,
+                rule: &self.student.decode,
+                grader: &self.grader,
+                tokenizer: &self.tokenizer,
+                seed: self.plan.seed,
+                stage: key.name(),
+                recorder: self.recorder,
+                interrupt: self.interrupt,
+            };
+            let decoder = self.student.load(&model.folder, key.name())?;
+            examination.run(&decoder, &work.join("answers.jsonl"))
+        })?;
+        self.recorder.event(&Event::Accuracy {
+            stage: key.name().to_owned(),
+            model: model.name.clone(),
+            step: model.step,
+            accuracy: done.output.clone(),
+        });
+        Ok(done.output)
+    }
+}
+
+/// What training reads of its plan: how often states are saved changes nothing.
+fn train_key(plan: &TrainPlan) -> TrainPlan {
+    TrainPlan {
+        save_every: 0,
+        ..plan.clone()
+    }
+}
+
+/// What an answer depends on: not on how many are generated side by side.
+pub(super) fn generate_key(plan: &GeneratePlan) -> GeneratePlan {
+    GeneratePlan {
+        batch: 0,
+        ..plan.clone()
+    }
+}

@@ -1,0 +1,221 @@
+//! A model folder opened as far as `config.json`: adapter, geometry, objective, decoding. Weights
+//! are loaded when a stage needs them.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use candle_core::Device;
+use t3s_core::{
+    DecodeRule, DecoderSpec, Fingerprint, HfConfig, ModelAdapter, Objective,
+    plan::{DeviceChoice, StudentPlan},
+    registry::{Kind, Registry},
+};
+use t3s_engine::{Decoder, checkpoint};
+
+use crate::error::PipelineError;
+
+/// A model, its family's way with it, and where it computes.
+pub struct Student {
+    /// The Hugging Face folder.
+    pub path: PathBuf,
+    /// Name of the adapter that claims its `config.json`.
+    pub adapter_name: String,
+    /// Geometry and tensor names.
+    pub spec: DecoderSpec,
+    /// How it answers.
+    pub decode: DecodeRule,
+    /// Where it computes.
+    pub device: Device,
+    plan: StudentPlan,
+    adapter: Box<dyn ModelAdapter>,
+}
+
+impl Student {
+    /// Reads `config.json` of `plan.path` and finds its adapter.
+    ///
+    /// # Errors
+    /// When the folder has no readable `config.json`, no adapter or several claim it, the adapter
+    /// does not fully understand it, or the device is not there.
+    pub fn open(
+        plan: &StudentPlan,
+        device: &DeviceChoice,
+        registry: &Registry,
+    ) -> Result<Self, PipelineError> {
+        let config = read_config(&plan.path)?;
+        let (adapter_name, adapter) = adapter_of(plan, &config, registry)?;
+        let place = format!("model adapter {adapter_name:?}");
+        let component = |source| PipelineError::Component {
+            component: format!("{}: {place}", plan.path.display()),
+            source,
+        };
+        let spec = adapter.decoder(&config).map_err(component)?;
+        let decode = adapter.decode(&plan.decode).map_err(component)?;
+        adapter.objective(&plan.objective).map_err(component)?;
+        Ok(Self {
+            path: plan.path.clone(),
+            adapter_name,
+            spec,
+            decode,
+            device: open_device(device)?,
+            plan: plan.clone(),
+            adapter,
+        })
+    }
+
+    /// The training objective, made anew.
+    ///
+    /// # Errors
+    /// When the adapter refuses the options, which [`Student::open`] has tried.
+    pub fn objective(&self) -> Result<Box<dyn Objective>, PipelineError> {
+        self.adapter
+            .objective(&self.plan.objective)
+            .map_err(|source| PipelineError::Component {
+                component: format!("student.objective: model adapter {:?}", self.adapter_name),
+                source,
+            })
+    }
+
+    /// The options of the adapter, as JSON: part of what a token store is made under.
+    pub fn options(&self) -> serde_json::Value {
+        serde_json::json!({ "objective": self.plan.objective, "decode": self.plan.decode })
+    }
+
+    /// Loads the weights in `folder`: a whole model, or an adapter of this one.
+    ///
+    /// # Errors
+    /// Those of the checkpoint: missing, truncated or mis-shaped tensors.
+    pub fn load(&self, folder: &Path, stage: &str) -> Result<Decoder, PipelineError> {
+        let error = PipelineError::engine(stage);
+        if is_adapter(folder) {
+            checkpoint::load_adapter(&self.path, folder, &self.spec, &self.device).map_err(error)
+        } else {
+            checkpoint::load_decoder(folder, &self.spec, &self.device).map_err(error)
+        }
+    }
+
+    /// The fingerprint of the weights in `folder`; of an adapter's, together with its base.
+    ///
+    /// # Errors
+    /// When a file cannot be read, or there is none.
+    pub fn weights(&self, folder: &Path) -> Result<Fingerprint, PipelineError> {
+        let own = fingerprint_weights(folder)?;
+        if is_adapter(folder) {
+            Ok(Fingerprint::of_json(&[
+                fingerprint_weights(&self.path)?,
+                own,
+            ]))
+        } else {
+            Ok(own)
+        }
+    }
+}
+
+/// Whether `folder` holds a PEFT adapter and not a whole model.
+pub fn is_adapter(folder: &Path) -> bool {
+    folder.join("adapter_config.json").is_file()
+}
+
+fn read_config(folder: &Path) -> Result<HfConfig, PipelineError> {
+    let path = folder.join("config.json");
+    let text = fs::read(&path).map_err(|source| {
+        let hint = "a model is a Hugging Face folder with config.json, tokenizer.json and \
+                    safetensors";
+        PipelineError::plan("student.path", format!("{}: {source}; {hint}", path.display()))
+    })?;
+    serde_json::from_slice(&text).map(HfConfig).map_err(|error| {
+        PipelineError::plan("student.path", format!("{}: {error}", path.display()))
+    })
+}
+
+fn adapter_of(
+    plan: &StudentPlan,
+    config: &HfConfig,
+    registry: &Registry,
+) -> Result<(String, Box<dyn ModelAdapter>), PipelineError> {
+    if !plan.adapter.is_empty() {
+        let adapter = registry
+            .adapter(&plan.adapter)
+            .map_err(PipelineError::registry("student.adapter"))?;
+        return Ok((plan.adapter.clone(), adapter));
+    }
+    let mut claiming = Vec::new();
+    for registration in registry.of_kind(Kind::Adapter) {
+        let adapter = registry
+            .adapter(registration.name)
+            .map_err(PipelineError::registry("student.adapter"))?;
+        if adapter.claims(config) {
+            claiming.push((registration.name.to_owned(), adapter));
+        }
+    }
+    let names = |list: &[(String, Box<dyn ModelAdapter>)]| {
+        let names: Vec<&str> = list.iter().map(|(name, _)| name.as_str()).collect();
+        names.join(", ")
+    };
+    match claiming.len() {
+        1 => Ok(claiming.remove(0)),
+        0 => {
+            let known: Vec<&str> = registry.of_kind(Kind::Adapter).map(|r| r.name).collect();
+            Err(PipelineError::plan(
+                "student.path",
+                format!(
+                    "{}: no model adapter knows the model type {:?}; known: {}",
+                    plan.path.join("config.json").display(),
+                    config.model_type().unwrap_or("(none)"),
+                    known.join(", ")
+                ),
+            ))
+        }
+        _ => Err(PipelineError::plan(
+            "student.adapter",
+            format!(
+                "several adapters claim {}: {}; name one of them",
+                plan.path.join("config.json").display(),
+                names(&claiming)
+            ),
+        )),
+    }
+}
+
+fn open_device(choice: &DeviceChoice) -> Result<Device, PipelineError> {
+    match choice {
+        // The explicit layers have CPU kernels so far.
+        DeviceChoice::Auto | DeviceChoice::Cpu => Ok(Device::Cpu),
+        DeviceChoice::Cuda(n) => Err(PipelineError::plan(
+            "device",
+            format!("cuda:{n}: this build computes on the CPU; write cpu or auto"),
+        )),
+    }
+}
+
+/// Of the names and bytes of every safetensors file and of the configuration beside them.
+fn fingerprint_weights(folder: &Path) -> Result<Fingerprint, PipelineError> {
+    let io = |e| PipelineError::io(folder, "read", e);
+    let mut names: Vec<String> = fs::read_dir(folder)
+        .map_err(io)?
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| {
+            name.ends_with(".safetensors")
+                || ["config.json", "adapter_config.json"].contains(&name.as_str())
+        })
+        .collect();
+    names.sort_unstable();
+    if !names.iter().any(|name| name.ends_with(".safetensors")) {
+        return Err(PipelineError::plan(
+            "student.path",
+            format!(
+                "{}: no safetensors file; make a random student with `t3s init`",
+                folder.display()
+            ),
+        ));
+    }
+    let mut parts = Vec::new();
+    for name in names {
+        let path = folder.join(&name);
+        let fingerprint =
+            Fingerprint::of_file(&path).map_err(|e| PipelineError::io(&path, "read", e))?;
+        parts.push((name, fingerprint));
+    }
+    Ok(Fingerprint::of_json(&parts))
+}
