@@ -45,6 +45,93 @@ pub struct DecoderSpec {
 impl DecoderSpec {
     /// The version this build writes and reads.
     pub const VERSION: u32 = 1;
+
+    /// Every tensor of the decoder, in the order in which a forward pass reads them.
+    pub fn tensors(&self) -> Vec<TensorSpec> {
+        let (width, dim) = (self.width, self.head_dim);
+        let (q, kv) = (self.n_heads * dim, self.n_kv_heads * dim);
+        let MlpSpec::SwiGlu { hidden } = self.mlp;
+        let names = &self.names;
+        let mut tensors = vec![TensorSpec::new(
+            &names.embedding,
+            TensorRole::Embedding,
+            [self.vocab, width],
+        )];
+        for layer in 0..self.n_layers {
+            let mut push = |template: &str, role, shape: &[usize]| {
+                let name = TensorNames::at(template, layer);
+                tensors.push(TensorSpec::new(&name, role, shape));
+            };
+            let attention = TensorRole::Attention;
+            push(&names.attention_norm, TensorRole::Norm, &[width]);
+            for (template, out) in [(&names.query, q), (&names.key, kv), (&names.value, kv)] {
+                push(template, attention, &[out, width]);
+                if self.qkv_bias {
+                    push(&TensorNames::bias(template), TensorRole::Bias, &[out]);
+                }
+            }
+            if self.qk_norm {
+                push(&names.query_norm, TensorRole::Norm, &[dim]);
+                push(&names.key_norm, TensorRole::Norm, &[dim]);
+            }
+            push(&names.output, attention, &[width, q]);
+            push(&names.mlp_norm, TensorRole::Norm, &[width]);
+            push(&names.gate, TensorRole::Mlp, &[hidden, width]);
+            push(&names.up, TensorRole::Mlp, &[hidden, width]);
+            push(&names.down, TensorRole::Mlp, &[width, hidden]);
+        }
+        tensors.push(TensorSpec::new(&names.final_norm, TensorRole::Norm, [width]));
+        if !self.tied_head {
+            let shape = [self.vocab, width];
+            tensors.push(TensorSpec::new(&names.head, TensorRole::Head, shape));
+        }
+        tensors
+    }
+
+    /// The number of weights.
+    pub fn n_parameters(&self) -> usize {
+        let sizes = self.tensors();
+        sizes.iter().map(|t| t.shape.iter().product::<usize>()).sum()
+    }
+}
+
+/// One tensor of a decoder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorSpec {
+    /// Its name in the checkpoint.
+    pub name: String,
+    /// What it does.
+    pub role: TensorRole,
+    /// Its shape; matrices are `[out, in]`.
+    pub shape: Vec<usize>,
+}
+
+impl TensorSpec {
+    fn new(name: &str, role: TensorRole, shape: impl AsRef<[usize]>) -> Self {
+        Self {
+            name: name.to_owned(),
+            role,
+            shape: shape.as_ref().to_vec(),
+        }
+    }
+}
+
+/// What a tensor does in a decoder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum TensorRole {
+    /// Ids to vectors; also the head where it is tied.
+    Embedding,
+    /// A projection of attention.
+    Attention,
+    /// A projection of the feed-forward part.
+    Mlp,
+    /// The gain of an RMSNorm.
+    Norm,
+    /// A bias.
+    Bias,
+    /// Vectors to logits, where it is not tied.
+    Head,
 }
 
 /// The feed-forward part of a block.
@@ -104,8 +191,13 @@ pub struct TensorNames {
 }
 
 impl TensorNames {
-    /// `template` with `{layer}` replaced. Biases have the weight's name with `.bias` at the end.
+    /// `template` with `{layer}` replaced.
     pub fn at(template: &str, layer: usize) -> String {
         template.replace("{layer}", &layer.to_string())
+    }
+
+    /// The name of the bias that belongs to the weight `weight`.
+    pub fn bias(weight: &str) -> String {
+        format!("{}.bias", weight.strip_suffix(".weight").unwrap_or(weight))
     }
 }

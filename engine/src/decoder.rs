@@ -381,10 +381,7 @@ impl Layers<'_> {
         let name = TensorNames::at(template, layer);
         let weight = self.find(&name, &[out, width])?;
         let bias = match has_bias {
-            true => {
-                let module = name.strip_suffix(".weight").unwrap_or(&name);
-                Some(self.find(&format!("{module}.bias"), &[out])?)
-            }
+            true => Some(self.find(&TensorNames::bias(&name), &[out])?),
             false => None,
         };
         let plain = Linear { weight, bias };

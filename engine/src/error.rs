@@ -115,7 +115,47 @@ pub enum EngineError {
         token: usize,
     },
 
+    /// A file of a checkpoint that is not what it should be.
+    #[error("{}: {message}", .path.display())]
+    Checkpoint {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was found; what to do.
+        message: String,
+    },
+
+    /// A saved training state that this run cannot go on from.
+    #[error("{}: {message}; remove the folder to start this training run anew", .folder.display())]
+    State {
+        /// The state's folder.
+        folder: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
+
+    /// A gradient that is missing or is not the loss's.
+    #[error("gradient check before the first step: {tensor}: {message}")]
+    Gradient {
+        /// The tensor, or the group of tensors.
+        tensor: String,
+        /// What is wrong with it.
+        message: String,
+    },
+
+    /// A file or folder could not be written; what was there before is untouched.
+    #[error(transparent)]
+    Write(#[from] t3s_core::atomic::AtomicError),
+
     /// The progress callback asked to stop.
     #[error("interrupted")]
     Interrupted,
+}
+
+impl EngineError {
+    pub(crate) fn io(path: &std::path::Path, source: io::Error) -> Self {
+        Self::Io {
+            path: path.to_owned(),
+            source,
+        }
+    }
 }

@@ -2,7 +2,10 @@
 
 use candle_core::{DType, Result, Tensor};
 
-use crate::params::{ParamId, Params};
+use crate::{
+    kernels::gradients,
+    params::{ParamId, Params},
+};
 
 /// Sums of gradients, by parameter. A frozen parameter has no slot; a trainable one has none until
 /// its first contribution.
@@ -46,5 +49,28 @@ impl Grads {
             *slot = Some(Tensor::zeros(tensor.shape(), DType::F32, tensor.device())?);
         }
         Ok(slot.as_ref())
+    }
+
+    /// Sets every sum to zero and keeps the memory.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn zero(&mut self) -> Result<()> {
+        for slot in self.slots.iter().flatten() {
+            gradients::zero(slot)?;
+        }
+        Ok(())
+    }
+
+    /// The 2-norm over all sums together.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn global_norm(&self) -> Result<f64> {
+        let mut squares = 0.0;
+        for slot in self.slots.iter().flatten() {
+            squares += gradients::sum_of_squares(slot)?;
+        }
+        Ok(squares.sqrt())
     }
 }

@@ -1,23 +1,35 @@
 //! Everything with tensors: layers (forward and backward side by side), kernels, optimiser,
 //! scoring, training, generation.
 
+pub mod accumulate;
+pub mod adamw;
 pub mod batch;
+pub mod checkpoint;
 pub mod decoder;
 pub mod error;
 pub mod generate;
 pub mod grads;
+pub mod init;
 pub mod kernels;
 mod kv_cache;
 pub mod layers;
+pub mod normaliser;
 pub mod params;
 pub mod sample;
+pub mod schedule;
 pub mod score;
+#[cfg(test)]
+mod test_model;
+pub mod trainer;
 
+pub use accumulate::{Accumulation, BatchLoss, Part, loss_and_gradients};
 pub use batch::Batch;
 pub use decoder::{Decoder, Tape};
 pub use error::EngineError;
 pub use generate::{Finish, GenerateProgress, Generation, generate};
 pub use grads::Grads;
+pub use init::init_params;
 pub use layers::{Context, Layer, Save, Saved, head};
 pub use params::{ParamId, Params};
 pub use score::{Columns, score};
+pub use trainer::{StepReport, Trainer};

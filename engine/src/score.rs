@@ -57,7 +57,7 @@ pub struct PackedExamples {
 
 impl PackedExamples {
     /// Concatenates `examples`.
-    pub fn new(examples: &[Example]) -> Self {
+    pub fn new<'e>(examples: impl IntoIterator<Item = &'e Example>) -> Self {
         let mut packed = Self {
             offsets: vec![0],
             ..Self::default()

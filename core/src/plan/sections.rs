@@ -408,6 +408,28 @@ pub struct TrainPlan {
     pub save_every: u64,
 }
 
+impl TrainPlan {
+    /// A plan of `steps` steps with this peak learning rate, and every other key at its default.
+    pub fn new(steps: u64, learning_rate: f64) -> Self {
+        Self {
+            steps,
+            batch_examples: default_batch_examples(),
+            batch_tokens: 0,
+            micro_batch_tokens: default_micro_batch_tokens(),
+            packing: yes(),
+            learning_rate,
+            schedule: Schedule::default(),
+            warmup: 0.0,
+            adamw: AdamWPlan::default(),
+            clip_norm: one(),
+            normaliser: Normaliser::default(),
+            recompute: Recompute::default(),
+            lora: None,
+            save_every: 0,
+        }
+    }
+}
+
 /// The course of the learning rate after the warm-up.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]

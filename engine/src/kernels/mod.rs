@@ -4,6 +4,7 @@
 //! partial sums are added in a fixed order, so results do not depend on how threads interleave.
 //! Every kernel reads tensors through `host`, which refuses devices that have no kernel yet.
 
+pub mod adamw;
 pub mod attention;
 pub mod cross_entropy;
 pub(crate) mod decode_attention;
@@ -11,6 +12,7 @@ pub(crate) mod decode_linear;
 pub(crate) mod decode_rows;
 mod disjoint;
 pub mod embedding;
+pub mod gradients;
 pub(crate) mod host;
 pub mod linear;
 pub(crate) mod matmul;

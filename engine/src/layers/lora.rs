@@ -2,7 +2,7 @@
 //! frozen.
 
 use candle_core::{Result, Tensor};
-use t3s_core::{CounterRng, DecoderSpec, decoder_spec::TensorNames, plan::sections::LoraPlan};
+use t3s_core::{CounterRng, DecoderSpec, decoder_spec::TensorRole, plan::sections::LoraPlan};
 
 use super::{Context, Layer, Linear, Save, Saved};
 use crate::{
@@ -130,31 +130,12 @@ pub fn is_target(plan: &LoraPlan, weight: &str) -> bool {
     plan.targets.iter().any(|target| target == last)
 }
 
-/// Every projection of `spec` that `plan` may adapt: name, rows, columns.
+/// Every projection of `spec` that a plan may adapt: name, rows, columns.
 fn projections(spec: &DecoderSpec) -> Vec<(String, usize, usize)> {
-    let names = &spec.names;
-    let t3s_core::decoder_spec::MlpSpec::SwiGlu { hidden } = spec.mlp else {
-        return Vec::new();
-    };
-    let (q, kv) = (
-        spec.n_heads * spec.head_dim,
-        spec.n_kv_heads * spec.head_dim,
-    );
-    let of_layer = [
-        (&names.query, q, spec.width),
-        (&names.key, kv, spec.width),
-        (&names.value, kv, spec.width),
-        (&names.output, spec.width, q),
-        (&names.gate, hidden, spec.width),
-        (&names.up, hidden, spec.width),
-        (&names.down, spec.width, hidden),
-    ];
-    (0..spec.n_layers)
-        .flat_map(|layer| {
-            of_layer
-                .iter()
-                .map(move |(name, out, width)| (TensorNames::at(name, layer), *out, *width))
-        })
+    spec.tensors()
+        .into_iter()
+        .filter(|tensor| matches!(tensor.role, TensorRole::Attention | TensorRole::Mlp))
+        .map(|tensor| (tensor.name, tensor.shape[0], tensor.shape[1]))
         .collect()
 }
 

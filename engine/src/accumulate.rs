@@ -1,0 +1,205 @@
+//! Loss and gradients of one optimiser step: as many passes as it takes, one global normaliser.
+
+use t3s_core::{
+    AttentionPattern, Example, ModelBatch, NO_TARGET, Objective, packing,
+    plan::{Normaliser, Recompute, TrainPlan},
+};
+
+use crate::{
+    decoder::Decoder,
+    error::EngineError,
+    grads::Grads,
+    layers::Save,
+    normaliser::{ExampleCounts, divisors},
+    score::{PackedExamples, batch_of, head_rows},
+};
+
+/// How a step is accumulated.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Accumulation {
+    /// What the summed loss is divided by.
+    pub normaliser: Normaliser,
+    /// Most tokens per pass.
+    pub micro_batch_tokens: usize,
+    /// Several examples per pass.
+    pub packing: bool,
+    /// Which activations are recomputed.
+    pub recompute: Recompute,
+    /// Seed of the objective's draws.
+    pub seed: u64,
+}
+
+impl Accumulation {
+    /// As `plan` says.
+    pub fn of(plan: &TrainPlan, seed: u64) -> Self {
+        Self {
+            normaliser: plan.normaliser,
+            micro_batch_tokens: plan.micro_batch_tokens,
+            packing: plan.packing,
+            recompute: plan.recompute,
+            seed,
+        }
+    }
+}
+
+/// Examples of a step that share a draw of the objective: an epoch's.
+#[derive(Debug, Clone)]
+pub struct Part<'e> {
+    /// In the order of the step.
+    pub examples: Vec<&'e Example>,
+    /// Which draw, see [`Objective::prepare`].
+    pub draw: u64,
+}
+
+/// What a step's forward and backward passes came to.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct BatchLoss {
+    /// Weighted loss over the normaliser, nats; 0 when nothing is kept.
+    pub loss: f64,
+    /// Tokens that the model read.
+    pub tokens: usize,
+    /// Rows with a weight above zero.
+    pub kept_tokens: usize,
+    /// Tokens that may be trained on.
+    pub response_tokens: usize,
+}
+
+/// One pass, prepared.
+struct Pass {
+    packed: PackedExamples,
+    rows: ModelBatch,
+    counts: Vec<ExampleCounts>,
+}
+
+/// Adds the gradients of the normalised loss of `parts` into `grads`, and returns the loss.
+///
+/// Whatever packing, micro-batch size and recomputation say, the result is that of one pass over
+/// everything, up to the rounding of sums.
+///
+/// # Errors
+/// When the objective refuses an example, a token is outside the vocabulary, or the loss is not
+/// finite ([`EngineError::NotFinite`]; `grads` are then of no use).
+pub fn loss_and_gradients(
+    decoder: &Decoder,
+    objective: &dyn Objective,
+    parts: &[Part<'_>],
+    how: &Accumulation,
+    grads: &mut Grads,
+) -> Result<BatchLoss, EngineError> {
+    let passes = prepare(objective, parts, how)?;
+    let counts: Vec<ExampleCounts> = passes.iter().flat_map(|p| p.counts.clone()).collect();
+    let divisors = divisors(how.normaliser, &counts);
+    let mut total = BatchLoss {
+        loss: 0.0,
+        tokens: passes.iter().map(|pass| pass.rows.input_ids.len()).sum(),
+        kept_tokens: counts.iter().map(|example| example.kept).sum(),
+        response_tokens: counts.iter().map(|example| example.response).sum(),
+    };
+    let mut next_divisors = divisors.as_slice();
+    for pass in &passes {
+        let (divisors, rest) = next_divisors.split_at(pass.counts.len());
+        next_divisors = rest;
+        total.loss += run(decoder, objective, pass, divisors, how.recompute, grads)?;
+    }
+    Ok(total)
+}
+
+fn prepare(
+    objective: &dyn Objective,
+    parts: &[Part<'_>],
+    how: &Accumulation,
+) -> Result<Vec<Pass>, EngineError> {
+    let mut passes = Vec::new();
+    for part in parts {
+        let lengths: Vec<usize> = part.examples.iter().map(|e| e.n_tokens()).collect();
+        for range in packing::pack(&lengths, how.micro_batch_tokens, how.packing) {
+            let packed = PackedExamples::new(part.examples[range].iter().copied());
+            let mut rows = ModelBatch::default();
+            objective.prepare(&packed.as_batch(), how.seed, part.draw, &mut rows)?;
+            let counts = count(&packed, &rows, objective.attention())?;
+            passes.push(Pass {
+                packed,
+                rows,
+                counts,
+            });
+        }
+    }
+    Ok(passes)
+}
+
+/// Counts each example of a pass.
+fn count(
+    packed: &PackedExamples,
+    rows: &ModelBatch,
+    attention: AttentionPattern,
+) -> Result<Vec<ExampleCounts>, EngineError> {
+    // Nothing comes before the first token of an example, so nothing can predict it.
+    let unpredicted = match attention {
+        AttentionPattern::Causal => 1,
+        _ => 0,
+    };
+    let mut counts: Vec<ExampleCounts> = packed
+        .offsets
+        .windows(2)
+        .map(|tokens| {
+            let (start, end) = (tokens[0] as usize, tokens[1] as usize);
+            let may = &packed.trainable[(start + unpredicted).min(end)..end];
+            ExampleCounts {
+                response: may.iter().filter(|t| **t).count(),
+                ..ExampleCounts::default()
+            }
+        })
+        .collect();
+    for (counts, range) in counts.iter_mut().zip(rows.offsets.windows(2)) {
+        for row in range[0] as usize..range[1] as usize {
+            if rows.target_pos[row] == NO_TARGET {
+                continue;
+            }
+            let weight = rows.weights[row];
+            if !(weight >= 0.0 && weight.is_finite()) {
+                return Err(EngineError::Batch {
+                    message: format!("row {row} has the loss weight {weight}"),
+                });
+            }
+            counts.weight_sum += f64::from(weight);
+            counts.kept += usize::from(weight > 0.0);
+        }
+    }
+    Ok(counts)
+}
+
+/// Forward and backward of one pass; returns its share of the loss.
+fn run(
+    decoder: &Decoder,
+    objective: &dyn Objective,
+    pass: &Pass,
+    divisors: &[Option<f64>],
+    recompute: Recompute,
+    grads: &mut Grads,
+) -> Result<f64, EngineError> {
+    let rows = &pass.rows;
+    // Of each row, by what its term is divided.
+    let mut divisor_of = vec![None; rows.input_ids.len()];
+    for (divisor, range) in divisors.iter().zip(rows.offsets.windows(2)) {
+        divisor_of[range[0] as usize..range[1] as usize].fill(*divisor);
+    }
+    let asked = head_rows(rows, &pass.packed.ids, |row| {
+        let weight = rows.weights[row];
+        let divisor = divisor_of[row].filter(|_| weight > 0.0)?;
+        Some((f64::from(weight) / divisor) as f32)
+    })?;
+    if asked.is_empty() {
+        return Ok(0.0);
+    }
+    let batch = batch_of(rows, objective);
+    let (hidden, tape) = decoder.forward(&rows.input_ids, &batch, recompute, Save::ForBackward)?;
+    let (output, d_hidden) = decoder.head_forward_backward(&hidden, &asked, None, grads)?;
+    drop(hidden);
+    if !output.loss_sum.is_finite() {
+        return Err(EngineError::NotFinite {
+            what: "the loss".to_owned(),
+        });
+    }
+    decoder.backward(d_hidden, tape, &batch, grads)?;
+    Ok(output.loss_sum)
+}

@@ -1,0 +1,145 @@
+//! LoRA adapters as peft writes and reads them: `adapter_config.json`, `adapter_model.safetensors`.
+
+use std::{fs, path::Path};
+
+use candle_core::{Device, Tensor};
+use serde_json::{Value, json};
+use t3s_core::{DecoderSpec, atomic, plan::LoraPlan};
+
+use super::{
+    folder::{load_params, write_file},
+    read::read_tensors,
+    write::write_tensors,
+};
+use crate::{decoder::Decoder, error::EngineError, layers::lora, params::Params};
+
+const CONFIG: &str = "adapter_config.json";
+const WEIGHTS: &str = "adapter_model.safetensors";
+
+/// Keys of `adapter_config.json` that change what an adapter computes, and the values with which it
+/// is plain LoRA.
+fn plain() -> [(&'static str, Value); 10] {
+    [
+        ("bias", json!("none")),
+        ("use_dora", json!(false)),
+        ("use_rslora", json!(false)),
+        ("fan_in_fan_out", json!(false)),
+        ("rank_pattern", json!({})),
+        ("alpha_pattern", json!({})),
+        ("modules_to_save", Value::Null),
+        ("layers_to_transform", Value::Null),
+        ("exclude_modules", Value::Null),
+        ("lora_bias", json!(false)),
+    ]
+}
+
+/// Writes the adapter tensors of `params`; `base` is the model they adapt.
+///
+/// # Errors
+/// When it cannot be written; what was there before is untouched.
+pub fn save_adapter(
+    folder: &Path,
+    params: &Params,
+    plan: &LoraPlan,
+    base: &Path,
+) -> Result<(), EngineError> {
+    let mut config = json!({
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": plan.rank,
+        "lora_alpha": plan.alpha,
+        "lora_dropout": 0.0,
+        "target_modules": plan.targets,
+        "init_lora_weights": true,
+        "inference_mode": true,
+    });
+    for (key, value) in plain() {
+        config[key] = value;
+    }
+    let text = serde_json::to_vec_pretty(&config).expect("a JSON object is JSON");
+    let tensors: Vec<(String, &Tensor)> = params
+        .iter()
+        .filter(|(_, param)| param.name.contains(".lora_"))
+        .map(|(_, param)| (param.name.clone(), &param.tensor))
+        .collect();
+    atomic::write_folder(folder, |new| {
+        write_file(&new.join(CONFIG), &text)?;
+        write_tensors(&new.join(WEIGHTS), tensors)
+    })
+}
+
+/// The model in `base` with the adapter in `folder`.
+///
+/// # Errors
+/// When either cannot be read, a tensor is missing or has another shape, or the adapter is more than
+/// plain LoRA; names the key.
+pub fn load_adapter(
+    base: &Path,
+    folder: &Path,
+    spec: &DecoderSpec,
+    device: &Device,
+) -> Result<Decoder, EngineError> {
+    let plan = read_plan(folder)?;
+    let mut params = load_params(base, spec, device)?;
+    // The adapter's names and shapes are those of a fresh one.
+    let mut fresh = Params::default();
+    for (_, param) in params.iter() {
+        fresh.push(param.name.clone(), param.tensor.clone());
+    }
+    lora::attach(spec, &mut fresh, &plan, 0)?;
+    let wanted: Vec<(String, Vec<usize>)> = fresh
+        .iter()
+        .skip(params.len())
+        .map(|(_, param)| (param.name.clone(), param.tensor.dims().to_vec()))
+        .collect();
+    let tensors = read_tensors(&[folder.join(WEIGHTS)], &wanted, device)?;
+    for ((name, _), tensor) in wanted.into_iter().zip(tensors) {
+        params.push(name, tensor);
+    }
+    Decoder::new(spec.clone(), params, Some(&plan))
+}
+
+fn read_plan(folder: &Path) -> Result<LoraPlan, EngineError> {
+    let path = folder.join(CONFIG);
+    let refuse = |message: String| EngineError::Checkpoint {
+        path: path.clone(),
+        message,
+    };
+    let text = fs::read(&path).map_err(|source| EngineError::io(&path, source))?;
+    let config: Value = serde_json::from_slice(&text).map_err(|e| refuse(e.to_string()))?;
+    let empty = |value: &Value| match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Object(table) => table.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        _ => false,
+    };
+    if config["peft_type"] != "LORA" {
+        return Err(refuse(format!(
+            "peft_type is {}; only \"LORA\" is understood",
+            config["peft_type"]
+        )));
+    }
+    for (key, value) in plain() {
+        let found = &config[key];
+        if *found != value && !empty(found) {
+            return Err(refuse(format!(
+                "{key} is {found}; only {value}, plain LoRA, is understood"
+            )));
+        }
+    }
+    let targets = config["target_modules"].as_array().and_then(|list| {
+        let names = list.iter().map(|name| name.as_str().map(str::to_owned));
+        names.collect::<Option<Vec<String>>>()
+    });
+    match (config["r"].as_u64(), config["lora_alpha"].as_f64(), targets) {
+        (Some(rank), Some(alpha), Some(targets)) => Ok(LoraPlan {
+            rank: rank as usize,
+            alpha,
+            targets,
+        }),
+        _ => Err(refuse(
+            "r, lora_alpha and a list target_modules are needed".to_owned(),
+        )),
+    }
+}

@@ -1,0 +1,13 @@
+//! Models on disk: Hugging Face folders and PEFT adapters, in safetensors.
+//!
+//! transformers, vLLM and peft load what is written here as it is, and what they write is read.
+
+mod adapter;
+mod folder;
+mod read;
+mod write;
+
+pub use adapter::{load_adapter, save_adapter};
+pub use folder::{load_decoder, load_params, save_decoder, save_params, weight_files};
+pub use read::read_tensors;
+pub use write::write_tensors;

@@ -1,0 +1,47 @@
+//! What happens to gradients between backward pass and optimiser.
+
+use candle_core::{Result, Tensor};
+use rayon::prelude::*;
+
+use super::{
+    host,
+    simd::{dot, vectorised},
+};
+
+const ELEMENTS_PER_TASK: usize = 1 << 14;
+
+/// Sets every element to zero, in place.
+///
+/// # Errors
+/// When the device has no kernel.
+pub fn zero(slot: &Tensor) -> Result<()> {
+    host::write("zero", slot, |values| {
+        values
+            .par_chunks_mut(ELEMENTS_PER_TASK)
+            .for_each(|values| values.fill(0.0));
+    })
+}
+
+/// The sum of the squares, in f64 over blocks of f32: the same whatever the number of threads.
+///
+/// # Errors
+/// When the device has no kernel.
+pub fn sum_of_squares(slot: &Tensor) -> Result<f64> {
+    const BLOCK: usize = 1024;
+    let values = host::read("norm", slot)?;
+    let partial: Vec<f64> = values
+        .par_chunks(ELEMENTS_PER_TASK)
+        .map(|values| {
+            vectorised(
+                #[inline(always)]
+                || {
+                    values
+                        .chunks(BLOCK)
+                        .map(|v| f64::from(dot(v, v)))
+                        .sum::<f64>()
+                },
+            )
+        })
+        .collect();
+    Ok(partial.iter().sum())
+}

@@ -1,0 +1,292 @@
+//! The check before the first step: does every tensor that learns get a gradient, and is it the
+//! gradient of this loss.
+//!
+//! A detached operation (a fused kernel without a backward pass, a copy that autograd does not see)
+//! leaves gradients that are there, finite and far off wherever a residual path leads around it. So
+//! besides being present each gradient is held against the loss itself: along the direction `u` of
+//! the gradient of a group of tensors the loss has to change at the rate `<gradient, u> = |gradient|`.
+
+use candle_core::Tensor;
+use t3s_core::{Example, decoder_spec::TensorRole};
+
+use super::Trainer;
+use crate::{
+    accumulate::{Accumulation, Part, loss_and_gradients},
+    error::EngineError,
+    grads::Grads,
+    kernels::gradients,
+    params::ParamId,
+};
+
+/// Tokens that the check reads at most, a first long example aside.
+const MOST_TOKENS: usize = 256;
+/// Changes of the loss, nats, that are tried until one shows the slope: large enough to stand out
+/// from the rounding of an f32 forward pass, small enough to be straight.
+const CHANGES: [f64; 3] = [1e-3, 1e-2, 1e-4];
+/// Largest relative error of a slope.
+const TOLERANCE: f64 = 0.05;
+/// What `B` of a fresh LoRA adapter is lent for the check: with `B = 0` the gradient of `A` is zero.
+const LENT_B: f32 = 1e-2;
+
+/// One group of tensors.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GroupCheck {
+    /// E.g. `attention`.
+    pub group: &'static str,
+    /// How many tensors.
+    pub tensors: usize,
+    /// The norm of its gradient: the slope that backward claims.
+    pub claimed: f64,
+    /// The slope of the loss, by central differences.
+    pub measured: f64,
+}
+
+/// What the check saw.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct GradientReport {
+    /// Every group with something that learns.
+    pub groups: Vec<GroupCheck>,
+}
+
+impl Trainer {
+    /// Runs one real backward pass on a few examples and compares it with the loss. The weights are
+    /// afterwards, bit for bit, what they were.
+    ///
+    /// # Errors
+    /// Names the first tensor that gets no gradient, or the group whose gradient is not that of the
+    /// loss.
+    pub fn check_gradients(&mut self) -> Result<GradientReport, EngineError> {
+        let examples = self.few_examples();
+        if examples.is_empty() {
+            // Nothing that the selection keeps: there is no loss to differentiate.
+            return Ok(GradientReport::default());
+        }
+        let lent = self.lend_b()?;
+        let report = self.check(&examples);
+        for (id, tensor) in lent {
+            self.decoder.params.replace(id, tensor);
+        }
+        report
+    }
+
+    /// The first examples in which something is kept, up to a few tokens.
+    fn few_examples(&self) -> Vec<Example> {
+        let mut tokens = 0;
+        let kept = |e: &&Example| {
+            let mut learns = e.trainable.iter().zip(&e.weights).skip(1);
+            learns.any(|(may, weight)| *may && *weight > 0.0)
+        };
+        self.examples
+            .iter()
+            .filter(kept)
+            .take_while(|example| {
+                let first = tokens == 0;
+                tokens += example.n_tokens();
+                first || tokens <= MOST_TOKENS
+            })
+            .cloned()
+            .collect()
+    }
+
+    /// Gives every all-zero `B` small values; returns what to put back.
+    fn lend_b(&mut self) -> Result<Vec<(ParamId, Tensor)>, EngineError> {
+        let zero: Vec<(ParamId, Tensor)> = self
+            .decoder
+            .params
+            .iter()
+            .filter(|(_, p)| p.trainable && p.name.contains(".lora_B"))
+            .map(|(id, p)| (id, p.tensor.clone()))
+            .collect();
+        let mut lent = Vec::new();
+        for (id, tensor) in zero {
+            if gradients::sum_of_squares(&tensor)? == 0.0 {
+                let n = tensor.elem_count();
+                // Any pattern that is not symmetric will do.
+                let values: Vec<f32> = (0..n)
+                    .map(|i| LENT_B * ((i % 7) as f32 - 2.5) / 7.0)
+                    .collect();
+                let value = Tensor::from_vec(values, tensor.shape(), tensor.device())?;
+                self.decoder.params.replace(id, value);
+                lent.push((id, tensor));
+            }
+        }
+        Ok(lent)
+    }
+
+    fn check(&mut self, examples: &[Example]) -> Result<GradientReport, EngineError> {
+        let mut grads = Grads::new(&self.decoder.params);
+        self.loss(examples, &mut grads)?;
+        let mut groups: Vec<(&'static str, Vec<ParamId>)> = Vec::new();
+        for (id, param) in self.decoder.params.iter().filter(|(_, p)| p.trainable) {
+            let dead = |problem: &str| EngineError::Gradient {
+                tensor: param.name.clone(),
+                message: problem.to_owned(),
+            };
+            let squares = match grads.get(id) {
+                Some(gradient) => gradients::sum_of_squares(gradient)?,
+                None => return Err(dead("it gets no gradient, so it would never learn")),
+            };
+            if !squares.is_finite() {
+                return Err(dead("its gradient is not finite"));
+            }
+            if squares == 0.0 {
+                return Err(dead("its gradient is zero, so it would never learn"));
+            }
+            let group = self.group(&param.name);
+            match groups.iter_mut().find(|(known, _)| *known == group) {
+                Some((_, ids)) => ids.push(id),
+                None => groups.push((group, vec![id])),
+            }
+        }
+        let groups = groups
+            .into_iter()
+            .map(|(group, ids)| self.check_group(group, &ids, &grads, examples))
+            .collect::<Result<_, _>>()?;
+        Ok(GradientReport { groups })
+    }
+
+    fn group(&self, name: &str) -> &'static str {
+        if name.contains(".lora_") {
+            return "lora";
+        }
+        let tensors = self.decoder.spec.tensors();
+        match tensors.iter().find(|t| t.name == name).map(|t| t.role) {
+            Some(TensorRole::Embedding) => "embedding",
+            Some(TensorRole::Attention) => "attention",
+            Some(TensorRole::Mlp) => "feed-forward",
+            Some(TensorRole::Norm) => "norms",
+            Some(TensorRole::Bias) => "biases",
+            Some(TensorRole::Head) => "head",
+            _ => "other",
+        }
+    }
+
+    fn check_group(
+        &mut self,
+        group: &'static str,
+        ids: &[ParamId],
+        grads: &Grads,
+        examples: &[Example],
+    ) -> Result<GroupCheck, EngineError> {
+        let mut directions = Vec::new();
+        let mut squares = 0.0;
+        for id in ids {
+            let gradient = grads.get(*id).expect("checked before").clone();
+            squares += gradients::sum_of_squares(&gradient)?;
+            directions.push((*id, self.decoder.params.tensor(*id).clone(), gradient));
+        }
+        let claimed = squares.sqrt();
+        let mut best = f64::NAN;
+        for change in CHANGES {
+            // Along `gradient / claimed` the loss changes by `claimed` per unit of length.
+            let step = change / squares;
+            let above = self.loss_at(&directions, step, examples)?;
+            let below = self.loss_at(&directions, -step, examples)?;
+            let measured = (above - below) / (2.0 * step * claimed);
+            if best.is_nan() || (measured - claimed).abs() < (best - claimed).abs() {
+                best = measured;
+            }
+            if (best - claimed).abs() <= TOLERANCE * claimed {
+                return Ok(GroupCheck {
+                    group,
+                    tensors: ids.len(),
+                    claimed,
+                    measured: best,
+                });
+            }
+        }
+        Err(EngineError::Gradient {
+            tensor: format!("group {group:?} ({} tensors)", ids.len()),
+            message: format!(
+                "the loss changes at the rate {best:.6e} along its gradient, but the gradient \
+                 claims {claimed:.6e}; an operation has no or a wrong backward pass"
+            ),
+        })
+    }
+
+    /// The loss with each tensor moved by `step` times its direction; puts the tensors back.
+    fn loss_at(
+        &mut self,
+        directions: &[(ParamId, Tensor, Tensor)],
+        step: f64,
+        examples: &[Example],
+    ) -> Result<f64, EngineError> {
+        for (id, value, direction) in directions {
+            let moved = (value + (direction * step)?)?;
+            self.decoder.params.replace(*id, moved);
+        }
+        let loss = self.loss(examples, &mut Grads::new(&self.decoder.params));
+        for (id, value, _) in directions {
+            self.decoder.params.replace(*id, value.clone());
+        }
+        loss
+    }
+
+    fn loss(&self, examples: &[Example], grads: &mut Grads) -> Result<f64, EngineError> {
+        let part = Part {
+            examples: examples.iter().collect(),
+            draw: 0,
+        };
+        let how = Accumulation::of(&self.plan, self.seed);
+        let objective = self.objective.as_ref();
+        Ok(loss_and_gradients(&self.decoder, objective, &[part], &how, grads)?.loss)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use t3s_core::{objective::NextToken, plan::TrainPlan};
+
+    use super::*;
+    use crate::{Decoder, init::init_params};
+
+    fn trainer() -> Trainer {
+        let spec = crate::test_model::spec();
+        let params = init_params(&spec, 1, &candle_core::Device::Cpu).unwrap();
+        let decoder = Decoder::new(spec, params, None).unwrap();
+        let examples = Arc::new(crate::test_model::examples(4));
+        let plan = TrainPlan::new(1, 1e-3);
+        Trainer::new(decoder, Box::new(NextToken), examples, plan, 0).unwrap()
+    }
+
+    #[test]
+    fn a_gradient_that_is_not_the_losss_is_found() {
+        let mut trainer = trainer();
+        let examples = trainer.few_examples();
+        let mut grads = Grads::new(&trainer.decoder.params);
+        trainer.loss(&examples, &mut grads).unwrap();
+        let id = |name: &str| trainer.decoder.params.id(name).unwrap();
+        let gate = id("model.layers.0.mlp.gate_proj.weight");
+        assert!(trainer.check_group("g", &[gate], &grads, &examples).is_ok());
+        // What a residual path around a detached operation leaves: a share of the gradient.
+        let slot = grads.slot(gate, &trainer.decoder.params).unwrap().unwrap();
+        let wrong = (slot * 0.6).unwrap();
+        gradients::zero(slot).unwrap();
+        crate::kernels::residual::add_assign(slot, &wrong).unwrap();
+        let error = trainer
+            .check_group("g", &[gate], &grads, &examples)
+            .unwrap_err();
+        assert!(error.to_string().contains("claims"), "{error}");
+    }
+
+    #[test]
+    fn a_tensor_without_a_gradient_is_named() {
+        let mut trainer = trainer();
+        // Positions in one-token texts: no query or key can matter.
+        let examples: Vec<Example> = trainer
+            .few_examples()
+            .into_iter()
+            .map(|mut e| {
+                e.ids.truncate(2);
+                e.trainable = vec![false, true];
+                e.weights = vec![1.0; 2];
+                e
+            })
+            .collect();
+        let error = trainer.check(&examples).unwrap_err().to_string();
+        assert!(error.contains("layers.0.self_attn."), "{error}");
+        assert!(error.contains("never learn"), "{error}");
+    }
+}

@@ -1,0 +1,194 @@
+//! The training loop's one step, its state, and the check before the first one.
+
+mod gradient_check;
+mod order;
+mod state;
+
+use std::{path::Path, sync::Arc, time::Instant};
+
+use t3s_core::{
+    Example, Objective,
+    plan::{LoraPlan, TrainPlan},
+};
+
+pub use gradient_check::{GradientReport, GroupCheck};
+
+use crate::{
+    accumulate::{Accumulation, Part, loss_and_gradients},
+    adamw::AdamW,
+    checkpoint,
+    decoder::Decoder,
+    error::EngineError,
+    grads::Grads,
+    schedule::learning_rate,
+};
+use order::Order;
+
+/// What one optimiser step did.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepReport {
+    /// Steps done, this one included.
+    pub step: u64,
+    /// Weighted loss over the normaliser before the step, nats.
+    pub loss: f64,
+    /// Of this step.
+    pub learning_rate: f64,
+    /// Global 2-norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// Tokens that the model read, prompts included.
+    pub tokens: usize,
+    /// Tokens with a weight above zero.
+    pub kept_tokens: usize,
+    /// Tokens that may be trained on.
+    pub response_tokens: usize,
+    /// Passes over the data so far, with the part of the current one.
+    pub epoch: f64,
+    /// What it took.
+    pub seconds: f64,
+}
+
+/// A model, its data, its optimiser, and how far they are.
+pub struct Trainer {
+    decoder: Decoder,
+    objective: Box<dyn Objective>,
+    examples: Arc<Vec<Example>>,
+    plan: TrainPlan,
+    seed: u64,
+    optimizer: AdamW,
+    order: Order,
+    grads: Grads,
+    steps: u64,
+}
+
+impl Trainer {
+    /// A run at its beginning. What is learnt, and with which weight, is what `examples` say. With
+    /// `plan.lora` the decoder has to be built with the same plan.
+    ///
+    /// # Errors
+    /// When there is no example, or the optimiser's state cannot be allocated.
+    pub fn new(
+        decoder: Decoder,
+        objective: Box<dyn Objective>,
+        examples: Arc<Vec<Example>>,
+        plan: TrainPlan,
+        seed: u64,
+    ) -> Result<Self, EngineError> {
+        if examples.is_empty() {
+            return Err(EngineError::Batch {
+                message: "there is no example to train on".to_owned(),
+            });
+        }
+        Ok(Self {
+            optimizer: AdamW::new(plan.adamw.clone(), &decoder.params)?,
+            order: Order::new(seed, &examples),
+            grads: Grads::new(&decoder.params),
+            steps: 0,
+            decoder,
+            objective,
+            examples,
+            plan,
+            seed,
+        })
+    }
+
+    /// One optimiser step.
+    ///
+    /// # Errors
+    /// When loss or gradient are not finite (the weights are then those of the step before; the
+    /// message names the step), or an example cannot be trained on.
+    pub fn step(&mut self) -> Result<StepReport, EngineError> {
+        let started = Instant::now();
+        let step = self.steps + 1;
+        let named = |error| match error {
+            EngineError::NotFinite { what } => EngineError::NotFinite {
+                what: format!("{what} of step {step}"),
+            },
+            error => error,
+        };
+        let parts = self.order.next_batch(&self.examples, &self.plan);
+        self.grads.zero()?;
+        let loss = loss_and_gradients(
+            &self.decoder,
+            self.objective.as_ref(),
+            &parts_of(&parts, &self.examples),
+            &Accumulation::of(&self.plan, self.seed),
+            &mut self.grads,
+        )
+        .map_err(named)?;
+        let grad_norm = self.grads.global_norm()?;
+        if !grad_norm.is_finite() {
+            return Err(EngineError::NotFinite {
+                what: format!("the gradient of step {step}"),
+            });
+        }
+        let clip = self.plan.clip_norm;
+        let scale = match clip > 0.0 && grad_norm > clip {
+            true => clip / grad_norm,
+            false => 1.0,
+        };
+        let learning_rate = learning_rate(&self.plan, self.steps);
+        // A step in which nothing is kept teaches nothing: it must not move the weights by what the
+        // moments remember.
+        if loss.kept_tokens > 0 {
+            let params = &self.decoder.params;
+            self.optimizer
+                .step(params, &mut self.grads, learning_rate, scale)?;
+        }
+        self.steps = step;
+        let cursor = self.order.cursor();
+        Ok(StepReport {
+            step,
+            loss: loss.loss,
+            learning_rate,
+            grad_norm,
+            tokens: loss.tokens,
+            kept_tokens: loss.kept_tokens,
+            response_tokens: loss.response_tokens,
+            epoch: cursor.epoch as f64 + cursor.index as f64 / self.examples.len() as f64,
+            seconds: started.elapsed().as_secs_f64(),
+        })
+    }
+
+    /// Steps done.
+    pub fn steps_done(&self) -> u64 {
+        self.steps
+    }
+
+    /// Whether the plan's last step is done.
+    pub fn is_done(&self) -> bool {
+        self.steps >= self.plan.steps
+    }
+
+    /// The model as it is now.
+    pub fn decoder(&self) -> &Decoder {
+        &self.decoder
+    }
+
+    /// Writes the model into `folder`: a Hugging Face folder with the configuration and tokenizer of
+    /// `like`, or with LoRA a PEFT adapter of `like`.
+    ///
+    /// # Errors
+    /// When it cannot be written; what was there before is untouched.
+    pub fn save_model(&self, folder: &Path, like: &Path) -> Result<(), EngineError> {
+        match &self.plan.lora {
+            Some(lora) => checkpoint::save_adapter(folder, &self.decoder.params, lora, like),
+            None => checkpoint::save_decoder(folder, &self.decoder, like),
+        }
+    }
+
+    /// The adaptation that is trained, if it is one.
+    pub fn lora(&self) -> Option<&LoraPlan> {
+        self.plan.lora.as_ref()
+    }
+}
+
+/// The examples that `parts` name.
+fn parts_of<'e>(parts: &[(u64, Vec<usize>)], examples: &'e [Example]) -> Vec<Part<'e>> {
+    parts
+        .iter()
+        .map(|(draw, indices)| Part {
+            examples: indices.iter().map(|index| &examples[*index]).collect(),
+            draw: *draw,
+        })
+        .collect()
+}

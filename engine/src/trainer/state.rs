@@ -1,0 +1,152 @@
+//! The saved state of a run: weights that learn, both moments, cursor. What it takes to go on bit
+//! for bit.
+
+use std::{fs, path::Path};
+
+use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+use t3s_core::{Fingerprint, atomic, plan::TrainPlan};
+
+use super::{Trainer, order::Cursor};
+use crate::{
+    adamw::Moments,
+    checkpoint::{read_tensors, write_tensors},
+    error::EngineError,
+    params::ParamId,
+};
+
+/// The layout that this version writes and reads.
+const FORMAT: u32 = 1;
+const TENSORS: &str = "state.safetensors";
+
+/// `state.json`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct State {
+    format: u32,
+    /// Of the plan, the seed, the data and the model's shape: what the run is.
+    run: Fingerprint,
+    steps: u64,
+    optimizer_steps: u64,
+    cursor: Cursor,
+}
+
+impl Trainer {
+    /// Writes everything that [`Trainer::load_state`] needs into `folder`, replacing an older state
+    /// whole.
+    ///
+    /// # Errors
+    /// When it cannot be written; an older state is then untouched.
+    pub fn save_state(&self, folder: &Path) -> Result<(), EngineError> {
+        let state = State {
+            format: FORMAT,
+            run: self.fingerprint(),
+            steps: self.steps,
+            optimizer_steps: self.optimizer.steps(),
+            cursor: self.order.cursor(),
+        };
+        let text = serde_json::to_vec_pretty(&state).expect("plain data is JSON");
+        let params = &self.decoder.params;
+        let mut tensors: Vec<(String, &Tensor)> = Vec::new();
+        for moments in self.optimizer.moments() {
+            let param = params.param(moments.id);
+            tensors.push((format!("param/{}", param.name), &param.tensor));
+            tensors.push((format!("first/{}", param.name), &moments.first));
+            tensors.push((format!("second/{}", param.name), &moments.second));
+        }
+        atomic::write_folder(folder, |new| {
+            write_tensors(&new.join(TENSORS), tensors)?;
+            fs::write(new.join("state.json"), &text)
+                .map_err(|source| EngineError::io(&new.join("state.json"), source))
+        })
+    }
+
+    /// Goes on from the state in `folder`: what follows is, bit for bit, what would have followed
+    /// without the interruption.
+    ///
+    /// # Errors
+    /// When the state is of another run (another plan, other data, another model), of another
+    /// version, or cannot be read; the trainer is then as it was.
+    pub fn load_state(&mut self, folder: &Path) -> Result<(), EngineError> {
+        let path = folder.join("state.json");
+        let text = fs::read(&path).map_err(|source| EngineError::io(&path, source))?;
+        let broken = |message: String| EngineError::State {
+            folder: folder.to_owned(),
+            message,
+        };
+        let state: State =
+            serde_json::from_slice(&text).map_err(|e| broken(format!("state.json: {e}")))?;
+        if state.format != FORMAT {
+            let found = state.format;
+            return Err(broken(format!(
+                "it has layout {found}, this program reads layout {FORMAT}"
+            )));
+        }
+        if state.run != self.fingerprint() {
+            return Err(broken(
+                "it is of another run: plan, seed, data or model differ".to_owned(),
+            ));
+        }
+        let params = &self.decoder.params;
+        let wanted: Vec<(ParamId, &str, &[usize])> = self
+            .optimizer
+            .moments()
+            .iter()
+            .map(|moments| {
+                let param = params.param(moments.id);
+                (moments.id, param.name.as_str(), param.tensor.dims())
+            })
+            .collect();
+        let names: Vec<(String, Vec<usize>)> = wanted
+            .iter()
+            .flat_map(|(_, name, shape)| {
+                ["param", "first", "second"].map(|kind| (format!("{kind}/{name}"), shape.to_vec()))
+            })
+            .collect();
+        let device = params.tensor(wanted[0].0).device().clone();
+        let mut tensors = read_tensors(&[folder.join(TENSORS)], &names, &device)?.into_iter();
+        let mut next = || tensors.next().expect("one tensor per name");
+        let mut loaded = Vec::new();
+        let mut moments = Vec::new();
+        for (id, _, _) in wanted {
+            loaded.push((id, next()));
+            moments.push(Moments {
+                id,
+                first: next(),
+                second: next(),
+            });
+        }
+        for (id, tensor) in loaded {
+            self.decoder.params.replace(id, tensor);
+        }
+        self.optimizer.restore(moments, state.optimizer_steps);
+        self.order.seek(state.cursor, &self.examples);
+        self.steps = state.steps;
+        Ok(())
+    }
+
+    /// What makes this run this run. How often states are saved is no part of it.
+    fn fingerprint(&self) -> Fingerprint {
+        let plan = TrainPlan {
+            save_every: 0,
+            ..self.plan.clone()
+        };
+        let tensors: Vec<(&str, &[usize], bool)> = self
+            .decoder
+            .params
+            .iter()
+            .map(|(_, p)| (p.name.as_str(), p.tensor.dims(), p.trainable))
+            .collect();
+        let examples: Vec<(u64, Fingerprint)> = self
+            .examples
+            .iter()
+            .map(|e| {
+                (
+                    e.id,
+                    Fingerprint::of_json(&(&e.ids, &e.trainable, &e.weights)),
+                )
+            })
+            .collect();
+        Fingerprint::of_json(&(plan, self.seed, tensors, examples))
+    }
+}
