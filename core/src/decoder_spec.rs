@@ -80,7 +80,11 @@ impl DecoderSpec {
             push(&names.up, TensorRole::Mlp, &[hidden, width]);
             push(&names.down, TensorRole::Mlp, &[width, hidden]);
         }
-        tensors.push(TensorSpec::new(&names.final_norm, TensorRole::Norm, [width]));
+        tensors.push(TensorSpec::new(
+            &names.final_norm,
+            TensorRole::Norm,
+            [width],
+        ));
         if !self.tied_head {
             let shape = [self.vocab, width];
             tensors.push(TensorSpec::new(&names.head, TensorRole::Head, shape));
@@ -91,7 +95,10 @@ impl DecoderSpec {
     /// The number of weights.
     pub fn n_parameters(&self) -> usize {
         let sizes = self.tensors();
-        sizes.iter().map(|t| t.shape.iter().product::<usize>()).sum()
+        sizes
+            .iter()
+            .map(|t| t.shape.iter().product::<usize>())
+            .sum()
     }
 }
 

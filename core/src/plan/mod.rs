@@ -29,7 +29,7 @@ use std::path::Path;
 pub use error::{Place, PlanError, PlanErrors, PlanWarning, Problem};
 pub use explain::{Explanation, Origin, Origins};
 pub use reference::reference_markdown;
-pub use resolve::{Resolved, components};
+pub use resolve::{Resolved, components, selection_components};
 pub use sections::*;
 
 use crate::registry::Registry;

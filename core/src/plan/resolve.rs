@@ -1,6 +1,6 @@
 //! The components that a plan names: made from their options, with what they read.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use toml::Value;
 
@@ -8,7 +8,7 @@ use super::{
     check::checkpoints,
     error::{PlanErrors, PlanWarning, Problem, Problems},
     read::{conform_table, join},
-    sections::RunPlan,
+    sections::{RunPlan, SelectionPlan, SignalPlan},
     shape::Shape,
     source::{Content, Node},
 };
@@ -49,6 +49,28 @@ pub fn components(plan: &RunPlan, registry: &Registry) -> Result<Resolved, PlanE
     problems.finish(resolved)
 }
 
+/// Makes the strategy `selection` and its signals without a plan around them: for a selection on
+/// stores that lie there. Which checkpoints there are is for the caller to check.
+///
+/// # Errors
+/// Every unknown name, refused option and unknown signal.
+pub fn selection_components(
+    selection: &SelectionPlan,
+    signals: &BTreeMap<String, SignalPlan>,
+    registry: &Registry,
+) -> Result<Resolved, PlanErrors> {
+    let mut problems = Problems::default();
+    let named = Named {
+        selection,
+        signals,
+        missing: &|_| None,
+    };
+    let resolved = named.resolve(registry, &mut |key, problem| {
+        problems.push(None, key, problem);
+    });
+    problems.finish(resolved)
+}
+
 /// `None` when the strategy or one of its signals cannot be made; each problem is reported.
 pub(super) fn resolve(
     plan: &RunPlan,
@@ -60,103 +82,125 @@ pub(super) fn resolve(
     {
         report("student.adapter".to_owned(), Problem::Component(error));
     }
-    for (id, signal) in &plan.signals {
-        if let Err(error) = registry.signal(&signal.kind, &signal.options) {
-            let key = refused_key(&format!("signals.{id}"), "kind", &error);
-            report(key, Problem::Component(error));
-        }
-    }
-    let selection = &plan.selection;
-    let strategy = match registry.strategy(&selection.strategy, &selection.options) {
-        Ok(strategy) => strategy,
-        Err(error) => {
-            let key = refused_key("selection", "strategy", &error);
-            report(key, Problem::Component(error));
-            return None;
-        }
+    let named = Named {
+        selection: &plan.selection,
+        signals: &plan.signals,
+        missing: &|at| missing_checkpoint(plan, at),
     };
-
-    let mut complete = true;
-    let mut signals: Vec<(SignalRef, Box<dyn ConfidenceSignal>)> = Vec::new();
-    let mut observables = BTreeSet::new();
-    for id in strategy.needs() {
-        if signals.iter().any(|(known, _)| *known == id) {
-            continue;
-        }
-        // The option that names the signal, where there is one, is where to look.
-        let named = |v: &Value| v.as_str() == Some(id.as_str());
-        let option = selection.options.iter().find(|(_, v)| named(v));
-        let key = join("selection", option.map_or("strategy", |(k, _)| k.as_str()));
-        let signal = match make_signal(plan, registry, &id) {
-            Ok(signal) => signal,
-            Err(problem) => {
-                // A refused [signals.ID] table has been reported above.
-                if !plan.signals.contains_key(id.as_str()) {
-                    report(key, problem);
-                }
-                complete = false;
-                continue;
-            }
-        };
-        for column in signal.needs() {
-            if let Some(accepted) = missing_checkpoint(plan, &column.at) {
-                let problem = Problem::UnknownCheckpoint {
-                    signal: id.to_string(),
-                    column: column.to_string(),
-                    accepted,
-                };
-                report(key.clone(), problem);
-                complete = false;
-            }
-            observables.insert(column);
-        }
-        signals.push((id, signal));
-    }
-    complete.then_some(Resolved {
-        strategy,
-        signals,
-        observables,
-    })
+    named.resolve(registry, report)
 }
 
-/// Tries the three spellings of [`SignalRef`].
-fn make_signal(
-    plan: &RunPlan,
-    registry: &Registry,
-    id: &SignalRef,
-) -> Result<Box<dyn ConfidenceSignal>, Problem> {
-    let component = |error| Problem::Component(error);
-    if let Some(signal) = plan.signals.get(id.as_str()) {
-        return registry
-            .signal(&signal.kind, &signal.options)
-            .map_err(component);
+/// What names components, and says why a checkpoint is missing if it is.
+struct Named<'p> {
+    selection: &'p SelectionPlan,
+    signals: &'p BTreeMap<String, SignalPlan>,
+    missing: &'p dyn Fn(&CheckpointRef) -> Option<String>,
+}
+
+impl Named<'_> {
+    fn resolve(
+        &self,
+        registry: &Registry,
+        report: &mut dyn FnMut(String, Problem),
+    ) -> Option<Resolved> {
+        for (id, signal) in self.signals {
+            if let Err(error) = registry.signal(&signal.kind, &signal.options) {
+                let key = refused_key(&format!("signals.{id}"), "kind", &error);
+                report(key, Problem::Component(error));
+            }
+        }
+        let selection = self.selection;
+        let strategy = match registry.strategy(&selection.strategy, &selection.options) {
+            Ok(strategy) => strategy,
+            Err(error) => {
+                let key = refused_key("selection", "strategy", &error);
+                report(key, Problem::Component(error));
+                return None;
+            }
+        };
+
+        let mut complete = true;
+        let mut signals: Vec<(SignalRef, Box<dyn ConfidenceSignal>)> = Vec::new();
+        let mut observables = BTreeSet::new();
+        for id in strategy.needs() {
+            if signals.iter().any(|(known, _)| *known == id) {
+                continue;
+            }
+            // The option that names the signal, where there is one, is where to look.
+            let named = |v: &Value| v.as_str() == Some(id.as_str());
+            let option = selection.options.iter().find(|(_, v)| named(v));
+            let key = join("selection", option.map_or("strategy", |(k, _)| k.as_str()));
+            let signal = match self.make_signal(registry, &id) {
+                Ok(signal) => signal,
+                Err(problem) => {
+                    // A refused [signals.ID] table has been reported above.
+                    if !self.signals.contains_key(id.as_str()) {
+                        report(key, problem);
+                    }
+                    complete = false;
+                    continue;
+                }
+            };
+            for column in signal.needs() {
+                if let Some(accepted) = (self.missing)(&column.at) {
+                    let problem = Problem::UnknownCheckpoint {
+                        signal: id.to_string(),
+                        column: column.to_string(),
+                        accepted,
+                    };
+                    report(key.clone(), problem);
+                    complete = false;
+                }
+                observables.insert(column);
+            }
+            signals.push((id, signal));
+        }
+        complete.then_some(Resolved {
+            strategy,
+            signals,
+            observables,
+        })
     }
-    let known = |name: &str| registry.get(Kind::Signal, name).is_ok();
-    if let Some((name, at)) = id.as_str().split_once('@')
-        && known(name)
-    {
-        let mut options = toml::Table::new();
-        options.insert("at".to_owned(), Value::String(at.to_owned()));
-        return registry.signal(name, &options).map_err(component);
+
+    /// Tries the three spellings of [`SignalRef`].
+    fn make_signal(
+        &self,
+        registry: &Registry,
+        id: &SignalRef,
+    ) -> Result<Box<dyn ConfidenceSignal>, Problem> {
+        let component = |error| Problem::Component(error);
+        if let Some(signal) = self.signals.get(id.as_str()) {
+            return registry
+                .signal(&signal.kind, &signal.options)
+                .map_err(component);
+        }
+        let known = |name: &str| registry.get(Kind::Signal, name).is_ok();
+        if let Some((name, at)) = id.as_str().split_once('@')
+            && known(name)
+        {
+            let mut options = toml::Table::new();
+            options.insert("at".to_owned(), Value::String(at.to_owned()));
+            return registry.signal(name, &options).map_err(component);
+        }
+        if known(id.as_str()) {
+            return registry
+                .signal(id.as_str(), &toml::Table::new())
+                .map_err(component);
+        }
+        let declared: Vec<String> = self.signals.keys().cloned().collect();
+        let registered: Vec<String> = registry
+            .of_kind(Kind::Signal)
+            .map(|signal| signal.name.to_owned())
+            .collect();
+        let names = declared.iter().chain(&registered).map(String::as_str);
+        Err(Problem::UnknownSignal {
+            strategy: self.selection.strategy.clone(),
+            signal: id.to_string(),
+            nearest: nearest(id.as_str(), names).map(str::to_owned),
+            declared,
+            known: registered,
+        })
     }
-    if known(id.as_str()) {
-        return registry
-            .signal(id.as_str(), &toml::Table::new())
-            .map_err(component);
-    }
-    let declared: Vec<String> = plan.signals.keys().cloned().collect();
-    let registered: Vec<String> = registry
-        .of_kind(Kind::Signal)
-        .map(|signal| signal.name.to_owned())
-        .collect();
-    let names = declared.iter().chain(&registered).map(String::as_str);
-    Err(Problem::UnknownSignal {
-        strategy: plan.selection.strategy.clone(),
-        signal: id.to_string(),
-        nearest: nearest(id.as_str(), names).map(str::to_owned),
-        declared,
-        known: registered,
-    })
 }
 
 /// Why the run does not have the checkpoint, if it does not.
