@@ -104,6 +104,18 @@ pub struct StudentPlan {
     pub decode: toml::Table,
 }
 
+impl StudentPlan {
+    /// The model in the folder `path`, by the adapter that claims it, with default options.
+    pub fn new(path: PathBuf) -> Self {
+        Self {
+            path,
+            adapter: String::new(),
+            objective: toml::Table::new(),
+            decode: toml::Table::new(),
+        }
+    }
+}
+
 /// `[data]`: the teacher traces.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -134,6 +146,22 @@ pub struct DataPlan {
     /// Row fields to read, where they are not called `question`, `answer`, `messages`, ...
     #[serde(default)]
     pub fields: FieldNames,
+}
+
+impl DataPlan {
+    /// The file `train`, with every other key at its default.
+    pub fn new(train: PathBuf) -> Self {
+        Self {
+            train,
+            format: DataFormat::default(),
+            max_tokens: default_max_tokens(),
+            too_long: TooLong::default(),
+            chat_template: PathBuf::new(),
+            system: String::new(),
+            limit: 0,
+            fields: FieldNames::default(),
+        }
+    }
 }
 
 /// Names of the fields of a question-answer row.

@@ -137,8 +137,9 @@ proptest! {
         });
     }
 
+    // A row of one element has no direction: its gradient is of the order of eps, below f32's reach.
     #[test]
-    fn rms_norm(rows in 1usize..70, width in 1usize..40) {
+    fn rms_norm(rows in 1usize..70, width in 2usize..40) {
         let mut params = Params::default();
         let weight = matrix(&mut params, "weight", &[width]);
         let x = random(3, 0, rows * width);
