@@ -87,12 +87,21 @@ fn oracle_loss(decoder: &Decoder, examples: &[Example], params: &[Vec<f64>]) -> 
                     let scale = 32.0 / rank as f64;
                     y.iter_mut().zip(low).for_each(|(y, l)| *y += scale * l);
                 }
+                if let Some(id) = decoder.params.id(&TensorNames::bias(&at(name))) {
+                    let bias = &params[id.index()];
+                    for y in y.chunks_mut(bias.len()) {
+                        y.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+                    }
+                }
                 y
             };
             let n = oracle::rms_norm(&x, get(&at(&names.attention_norm)));
             let turned = |name: &String, norm: &String, heads: usize| {
                 let raw = project(&n, name, spec.width);
-                let normed = oracle::rms_norm(&raw, get(&at(norm)));
+                let normed = match spec.qk_norm {
+                    true => oracle::rms_norm(&raw, get(&at(norm))),
+                    false => raw,
+                };
                 oracle::rotary(&normed, heads, d, d, spec.rope.theta, &positions)
             };
             let q = turned(&names.query, &names.query_norm, heads);
@@ -165,6 +174,20 @@ fn gradients_of_tied_and_untied_decoders_match_f64() {
         };
         let decoder = Decoder::new(shape.spec(), shape.params(1), None).unwrap();
         check_against_oracle(&decoder, &examples(&shape, &[9, 1, 17], 2));
+    }
+}
+
+#[test]
+fn gradients_with_biases_and_without_head_norms_match_f64() {
+    for (qk_norm, n_kv_heads) in [(false, 1), (true, 4)] {
+        let shape = Shape {
+            qk_norm,
+            qkv_bias: true,
+            n_kv_heads,
+            ..Shape::TINY
+        };
+        let decoder = Decoder::new(shape.spec(), shape.params(3), None).unwrap();
+        check_against_oracle(&decoder, &examples(&shape, &[11, 6], 4));
     }
 }
 

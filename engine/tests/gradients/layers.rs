@@ -241,6 +241,14 @@ fn attention_over_a_long_example() {
     check_attention(&[3, 1537], 1, 2, 4);
 }
 
+/// The head sizes that models have, which take other paths through the matrix products.
+#[test]
+fn attention_of_usual_head_sizes() {
+    check_attention(&[70, 0, 65], 2, 2, 32);
+    check_attention(&[129, 3], 1, 4, 64);
+    check_attention(&[66], 1, 1, 128);
+}
+
 fn check_attention(lengths: &[usize], n_kv_heads: usize, group: usize, d: usize) {
     let batch = batch(lengths);
     let rows = batch.n_rows();

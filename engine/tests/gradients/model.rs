@@ -18,6 +18,8 @@ pub struct Shape {
     pub head_dim: usize,
     pub hidden: usize,
     pub tied: bool,
+    pub qk_norm: bool,
+    pub qkv_bias: bool,
 }
 
 impl Shape {
@@ -30,6 +32,8 @@ impl Shape {
         head_dim: 8,
         hidden: 40,
         tied: true,
+        qk_norm: true,
+        qkv_bias: false,
     };
 
     pub fn spec(&self) -> DecoderSpec {
@@ -50,8 +54,8 @@ impl Shape {
                 theta: 1e6,
                 rotary_dim: self.head_dim,
             },
-            qk_norm: true,
-            qkv_bias: false,
+            qk_norm: self.qk_norm,
+            qkv_bias: self.qkv_bias,
             tied_head: self.tied,
             max_positions: 512,
             initializer_range: 0.02,
@@ -90,20 +94,28 @@ impl Shape {
             list.push((names.head, vec![self.vocab, self.width]));
         }
         for layer in 0..self.n_layers {
+            let mut add = |name: &str, dims| list.push((TensorNames::at(name, layer), dims));
             for (name, dims) in [
                 (&names.attention_norm, vec![self.width]),
                 (&names.query, vec![q, self.width]),
                 (&names.key, vec![kv, self.width]),
                 (&names.value, vec![kv, self.width]),
                 (&names.output, vec![self.width, q]),
-                (&names.query_norm, vec![self.head_dim]),
-                (&names.key_norm, vec![self.head_dim]),
                 (&names.mlp_norm, vec![self.width]),
                 (&names.gate, vec![self.hidden, self.width]),
                 (&names.up, vec![self.hidden, self.width]),
                 (&names.down, vec![self.width, self.hidden]),
             ] {
-                list.push((TensorNames::at(name, layer), dims));
+                add(name, dims);
+            }
+            if self.qk_norm {
+                add(&names.query_norm, vec![self.head_dim]);
+                add(&names.key_norm, vec![self.head_dim]);
+            }
+            if self.qkv_bias {
+                add(&TensorNames::bias(&names.query), vec![q]);
+                add(&TensorNames::bias(&names.key), vec![kv]);
+                add(&TensorNames::bias(&names.value), vec![kv]);
             }
         }
         let mut params = Params::default();
