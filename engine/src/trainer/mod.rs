@@ -94,9 +94,18 @@ impl Trainer {
     /// One optimiser step.
     ///
     /// # Errors
-    /// When loss or gradient are not finite (the weights are then those of the step before; the
-    /// message names the step), or an example cannot be trained on.
+    /// When loss or gradient are not finite (the message names the step), or an example cannot be
+    /// trained on. The trainer is then as it was before the step.
     pub fn step(&mut self) -> Result<StepReport, EngineError> {
+        let before = self.order.cursor();
+        let report = self.take_step();
+        if report.is_err() {
+            self.order.seek(before, &self.examples);
+        }
+        report
+    }
+
+    fn take_step(&mut self) -> Result<StepReport, EngineError> {
         let started = Instant::now();
         let step = self.steps + 1;
         let named = |error| match error {

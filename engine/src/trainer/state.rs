@@ -87,6 +87,12 @@ impl Trainer {
                 "it is of another run: plan, seed, data or model differ".to_owned(),
             ));
         }
+        let (index, n) = (state.cursor.index, self.examples.len());
+        if index > n {
+            return Err(broken(format!(
+                "state.json: cursor.index is {index}, but there are {n} examples"
+            )));
+        }
         let params = &self.decoder.params;
         let wanted: Vec<(ParamId, &str, &[usize])> = self
             .optimizer

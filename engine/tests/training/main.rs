@@ -1,0 +1,9 @@
+//! Training as a whole: the laws of accumulation, resumption, descent, checkpoints, and agreement
+//! with transformers, peft and torch.
+
+mod descent;
+mod laws;
+#[path = "../gradients/model.rs"]
+mod model;
+mod resume;
+mod setup;
