@@ -36,7 +36,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .map(|p| shape.text(p as u64, length(p).max(1)))
         .collect();
     let machine = machine::describe();
-    let mut run = |prompts: &[Vec<u32>]| {
+    let run = |prompts: &[Vec<u32>]| {
         let go_on = &mut |_| ControlFlow::Continue(());
         generate(
             &decoder,
