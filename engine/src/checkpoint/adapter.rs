@@ -8,7 +8,7 @@ use t3s_core::{DecoderSpec, atomic, plan::LoraPlan};
 
 use super::{
     folder::{load_params, write_file},
-    read::read_tensors,
+    read::{Opened, read_opened},
     write::write_tensors,
 };
 use crate::{decoder::Decoder, error::EngineError, layers::lora, params::Params};
@@ -31,6 +31,27 @@ fn plain() -> [(&'static str, Value); 10] {
         ("exclude_modules", Value::Null),
         ("lora_bias", json!(false)),
     ]
+}
+
+/// Keys that change it too, which plain LoRA leaves out, null or empty. They are newer than some
+/// versions of peft, so they are not written.
+const ABSENT: [&str; 6] = [
+    "alora_invocation_tokens",
+    "layer_replication",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_qalora",
+];
+
+/// Ways of starting that leave the base model as it is. The others subtract from it what they put
+/// into the adapter, so the adapter belongs to a base that the folder does not hold.
+fn keeps_base(init: &Value) -> bool {
+    match init {
+        Value::Null | Value::Bool(_) => true,
+        Value::String(name) => ["gaussian", "eva", "orthogonal"].contains(&name.as_str()),
+        _ => false,
+    }
 }
 
 /// Writes the adapter tensors of `params`; `base` is the model they adapt.
@@ -93,7 +114,16 @@ pub fn load_adapter(
         .skip(params.len())
         .map(|(_, param)| (param.name.clone(), param.tensor.dims().to_vec()))
         .collect();
-    let tensors = read_tensors(&[folder.join(WEIGHTS)], &wanted, device)?;
+    let path = folder.join(WEIGHTS);
+    let mut file = [Opened::new(&path)?];
+    let stranger = |name: &&str| !wanted.iter().any(|(known, _)| known == name);
+    if let Some(name) = file[0].names().find(stranger) {
+        return Err(EngineError::Checkpoint {
+            path,
+            message: format!("tensor {name} is none of the adapter that {CONFIG} describes"),
+        });
+    }
+    let tensors = read_opened(&mut file, &wanted, device)?;
     for ((name, _), tensor) in wanted.into_iter().zip(tensors) {
         params.push(name, tensor);
     }
@@ -127,6 +157,19 @@ fn read_plan(folder: &Path) -> Result<LoraPlan, EngineError> {
                 "{key} is {found}; only {value}, plain LoRA, is understood"
             )));
         }
+    }
+    if let Some(key) = ABSENT.iter().find(|key| !empty(&config[**key])) {
+        let found = &config[*key];
+        return Err(refuse(format!(
+            "{key} is {found}; only plain LoRA is understood, without it"
+        )));
+    }
+    if !keeps_base(&config["init_lora_weights"]) {
+        return Err(refuse(format!(
+            "init_lora_weights is {}, which changes the base model; convert the adapter to plain \
+             LoRA when saving it with peft",
+            config["init_lora_weights"]
+        )));
     }
     let targets = config["target_modules"].as_array().and_then(|list| {
         let names = list.iter().map(|name| name.as_str().map(str::to_owned));

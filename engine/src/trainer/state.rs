@@ -3,7 +3,7 @@
 
 use std::{fs, path::Path};
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 use t3s_core::{Fingerprint, atomic, plan::TrainPlan};
 
@@ -18,6 +18,8 @@ use crate::{
 /// The layout that this version writes and reads.
 const FORMAT: u32 = 1;
 const TENSORS: &str = "state.safetensors";
+/// How many values of a frozen tensor go into the run's fingerprint.
+const FROZEN_VALUES: usize = 1024;
 
 /// `state.json`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -40,7 +42,7 @@ impl Trainer {
     pub fn save_state(&self, folder: &Path) -> Result<(), EngineError> {
         let state = State {
             format: FORMAT,
-            run: self.fingerprint(),
+            run: self.fingerprint()?,
             steps: self.steps,
             optimizer_steps: self.optimizer.steps(),
             cursor: self.order.cursor(),
@@ -82,7 +84,7 @@ impl Trainer {
                 "it has layout {found}, this program reads layout {FORMAT}"
             )));
         }
-        if state.run != self.fingerprint() {
+        if state.run != self.fingerprint()? {
             return Err(broken(
                 "it is of another run: plan, seed, data or model differ".to_owned(),
             ));
@@ -132,17 +134,23 @@ impl Trainer {
     }
 
     /// What makes this run this run. How often states are saved is no part of it.
-    fn fingerprint(&self) -> Fingerprint {
+    fn fingerprint(&self) -> Result<Fingerprint, EngineError> {
         let plan = TrainPlan {
             save_every: 0,
             ..self.plan.clone()
         };
-        let tensors: Vec<(&str, &[usize], bool)> = self
-            .decoder
-            .params
+        let params = &self.decoder.params;
+        let tensors = params
             .iter()
-            .map(|(_, p)| (p.name.as_str(), p.tensor.dims(), p.trainable))
-            .collect();
+            .map(|(_, p)| {
+                // What learns is in the state; what is frozen has to be the same model's.
+                let frozen = match p.trainable {
+                    true => Vec::new(),
+                    false => first_bits(&p.tensor)?,
+                };
+                Ok((p.name.as_str(), p.tensor.dims(), p.trainable, frozen))
+            })
+            .collect::<Result<Vec<_>, EngineError>>()?;
         let examples: Vec<(u64, Fingerprint)> = self
             .examples
             .iter()
@@ -153,6 +161,15 @@ impl Trainer {
                 )
             })
             .collect();
-        Fingerprint::of_json(&(plan, self.seed, tensors, examples))
+        Ok(Fingerprint::of_json(&(plan, self.seed, tensors, examples)))
     }
+}
+
+/// The bits of the first few values: enough to tell two models apart, and far from reading them
+/// whole each time a state is saved.
+fn first_bits(tensor: &Tensor) -> Result<Vec<u32>, EngineError> {
+    let n = tensor.elem_count().min(FROZEN_VALUES);
+    let values = tensor.flatten_all()?.narrow(0, 0, n)?;
+    let values = values.to_dtype(DType::F32)?.to_vec1::<f32>()?;
+    Ok(values.into_iter().map(f32::to_bits).collect())
 }

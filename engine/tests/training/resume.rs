@@ -1,16 +1,17 @@
 //! A run that was interrupted and resumed is, bit for bit, the run that was not.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, sync::Arc};
 
 use t3s_core::{
     Example,
+    objective::NextToken,
     plan::{Schedule, TrainPlan},
 };
 use t3s_engine::Trainer;
 
 use crate::{
     model::{Shape, examples},
-    setup::{lora_plan, trainer, weights},
+    setup::{decoder, lora_plan, trainer, weights},
 };
 
 const LENGTHS: [usize; 5] = [14, 20, 9, 6, 17];
@@ -190,6 +191,21 @@ fn a_state_of_another_run_is_refused() {
         same.load_state(&path).unwrap();
         assert_eq!(same.steps_done(), 2);
     }
+}
+
+#[test]
+fn an_adapter_of_another_base_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state");
+    let plan = plan(true);
+    let of_base = |seed| {
+        let decoder = decoder(seed, plan.lora.as_ref());
+        let examples = Arc::new(data());
+        Trainer::new(decoder, Box::new(NextToken), examples, plan.clone(), 5).unwrap()
+    };
+    of_base(1).save_state(&path).unwrap();
+    assert_refused(of_base(2), &path, &["another run"]);
+    of_base(1).load_state(&path).unwrap();
 }
 
 #[test]

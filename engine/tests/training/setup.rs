@@ -1,7 +1,8 @@
 //! Decoders, steps and trainers that several of the modules need.
 
-use std::sync::Arc;
+use std::{fs, path::Path, sync::Arc};
 
+use serde_json::json;
 use t3s_core::{
     Example,
     objective::NextToken,
@@ -93,4 +94,31 @@ pub fn trainer(plan: &TrainPlan, examples: Vec<Example>, seed: u64) -> Trainer {
         seed,
     )
     .unwrap()
+}
+
+/// The `config.json` of [`Shape::TINY`] as transformers writes it, in the folder.
+pub fn write_config(folder: &Path, tied: bool) {
+    let spec = Shape::TINY.spec();
+    let config = json!({
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "vocab_size": spec.vocab,
+        "hidden_size": spec.width,
+        "intermediate_size": Shape::TINY.hidden,
+        "num_hidden_layers": spec.n_layers,
+        "num_attention_heads": spec.n_heads,
+        "num_key_value_heads": spec.n_kv_heads,
+        "head_dim": spec.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": spec.max_positions,
+        "initializer_range": spec.initializer_range,
+        "rms_norm_eps": spec.norm_eps,
+        "rope_theta": spec.rope.theta,
+        "rope_parameters": { "rope_type": "default", "rope_theta": spec.rope.theta },
+        "tie_word_embeddings": tied,
+        "attention_bias": false,
+        "use_sliding_window": false,
+        "torch_dtype": "bfloat16",
+    });
+    fs::write(folder.join("config.json"), config.to_string()).unwrap();
 }
