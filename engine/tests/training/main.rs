@@ -8,5 +8,6 @@ mod descent;
 mod laws;
 #[path = "../gradients/model.rs"]
 mod model;
+mod python;
 mod resume;
 mod setup;
