@@ -6,7 +6,7 @@
 use std::{ops::ControlFlow, time::Instant};
 
 use serde_json::json;
-use t3s_benches::{argument, machine, model::Shape, number};
+use t3s_benches::{allocator, argument, machine, model::Shape, number};
 use t3s_core::{DecodeRule, plan::sections::GeneratePlan};
 use t3s_engine::{Decoder, generate};
 
@@ -14,6 +14,7 @@ use t3s_engine::{Decoder, generate};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
+    allocator::keep_pages();
     let model = argument("model").unwrap_or_else(|| "student".to_owned());
     let shape = match model.as_str() {
         "student" => Shape::STUDENT,

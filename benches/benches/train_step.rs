@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use serde_json::json;
-use t3s_benches::{argument, machine, model::Shape, number};
+use t3s_benches::{allocator, argument, machine, model::Shape, number};
 use t3s_core::{
     Example,
     objective::NextToken,
@@ -20,6 +20,7 @@ use t3s_engine::{Decoder, Trainer};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
+    allocator::keep_pages();
     if argument("threads").is_some() {
         rayon::ThreadPoolBuilder::new()
             .num_threads(number("threads", 0))
