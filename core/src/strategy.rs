@@ -30,6 +30,8 @@ pub struct Declaration {
     pub scope: Scope,
     /// Exact number of tokens kept, as a share of the eligible ones of the scope, if there is one.
     pub keeps: Option<f64>,
+    /// Exact number of tokens left out, as a share of the eligible ones of the scope, if there is one.
+    pub removes: Option<f64>,
     /// Columns that, raised at one token, never lower that token's weight.
     pub rising: Vec<String>,
     /// Columns that, raised at one token, never raise that token's weight.
@@ -42,6 +44,7 @@ impl Declaration {
         Self {
             scope,
             keeps: None,
+            removes: None,
             rising: Vec::new(),
             falling: Vec::new(),
         }
@@ -51,6 +54,13 @@ impl Declaration {
     #[must_use]
     pub fn keeps(mut self, share: f64) -> Self {
         self.keeps = Some(share);
+        self
+    }
+
+    /// Promises to leave out exactly [`budget`]`(share, eligible)` tokens of each scope.
+    #[must_use]
+    pub fn removes(mut self, share: f64) -> Self {
+        self.removes = Some(share);
         self
     }
 

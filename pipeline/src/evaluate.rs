@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeSet,
     fs,
-    io::Write,
     ops::ControlFlow,
     path::Path,
     time::Instant,

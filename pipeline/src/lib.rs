@@ -1,9 +1,34 @@
 //! From a plan to a run folder: stages, cache, resume, evaluation.
 
+// Linked for what they register.
+use t3s_model_adapters as _;
+use t3s_strategies as _;
+
+mod answer_logp;
 pub mod bottleneck;
+mod corpus;
+pub mod error;
+pub mod estimate;
+pub mod evaluate;
+pub mod events;
 pub mod grader;
+pub mod interrupt;
 mod number;
+pub mod offline;
+pub mod run;
+mod run_folder;
+pub mod select;
+pub mod stage;
 pub mod statistics;
+pub mod student;
+pub mod summary;
 pub mod tensorboard;
 #[cfg(test)]
 mod test_python;
+pub mod training;
+
+pub use error::PipelineError;
+pub use events::{Event, Observer, Silent};
+pub use interrupt::Interrupt;
+pub use run::{run, sft::train};
+pub use summary::Summary;

@@ -2,6 +2,7 @@
 //! what came before.
 
 mod bottleneck_stage;
+pub mod sft;
 mod stages;
 
 use std::{cell::OnceCell, cell::RefCell};
@@ -38,6 +39,22 @@ pub fn run(
     observer: &dyn Observer,
     interrupt: &Interrupt,
 ) -> Result<Summary, PipelineError> {
+    in_folder(plan, registry, observer, interrupt, |run, folder, recorder| {
+        let summary = run.summary(folder)?;
+        write_json(&folder.path().join("summary.json"), &summary)?;
+        recorder.event(&Event::Summary(Box::new(summary.clone())));
+        Ok(summary)
+    })
+}
+
+/// Locks the plan's run folder, writes down what is run, and runs `body`.
+fn in_folder<T>(
+    plan: &RunPlan,
+    registry: &Registry,
+    observer: &dyn Observer,
+    interrupt: &Interrupt,
+    body: impl FnOnce(&Run<'_>, &RunFolder, &Recorder<'_>) -> Result<T, PipelineError>,
+) -> Result<T, PipelineError> {
     let folder = RunFolder::open(&plan.out)?;
     let recorder = Recorder::new(folder.path(), observer)?;
     let fingerprint = plan.fingerprint();
@@ -49,22 +66,15 @@ pub fn run(
         version: env!("CARGO_PKG_VERSION").into(),
     });
     let result = Run::prepare(plan, registry, &folder, &recorder, interrupt)
-        .and_then(|run| run.summary(&folder));
-    match result {
-        Ok(summary) => {
-            write_json(&folder.path().join("summary.json"), &summary)?;
-            recorder.event(&Event::Summary(Box::new(summary.clone())));
-            recorder.check()?;
-            Ok(summary)
-        }
-        Err(error) => {
-            recorder.event(&Event::Stopped {
-                message: error.to_string(),
-                interrupted: matches!(error, PipelineError::Interrupted { .. }),
-            });
-            Err(error)
-        }
+        .and_then(|run| body(&run, &folder, &recorder))
+        .and_then(|result| recorder.check().map(|()| result));
+    if let Err(error) = &result {
+        recorder.event(&Event::Stopped {
+            message: error.to_string(),
+            interrupted: matches!(error, PipelineError::Interrupted { .. }),
+        });
     }
+    result
 }
 
 /// Everything that the stages share.
@@ -148,7 +158,7 @@ impl<'r> Run<'r> {
             version: env!("CARGO_PKG_VERSION").into(),
             out: self.plan.out.clone(),
             adapter: self.student.adapter_name.clone(),
-            parameters: crate::estimate::parameters(&self.student.spec),
+            parameters: self.student.spec.n_parameters() as u64,
             corpus: corpus.output,
             probe: probe.output,
             train_accuracy: found.accuracy,

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use t3s_core::{
     CheckpointRef, Corpus, Example, Observable, ObservableRef, SelectContext, TokenTable,
     TokenView, TokenWeights, When,
-    plan::{Resolved, SelectionPlan, SignalPlan},
+    plan::{self, Resolved, SelectionPlan, SignalPlan},
     registry::Registry,
     table::Sketch,
 };
@@ -315,7 +315,7 @@ pub fn select_offline(
         let (table, meta) = store::read_table(path).map_err(&error)?;
         tables.push((at.clone(), table, meta));
     }
-    let components = crate::offline::components(selection, signals, registry)?;
+    let components = plan::selection_components(selection, signals, registry)?;
     let there: BTreeSet<&CheckpointRef> = tables.iter().map(|(at, _, _)| at).collect();
     for column in &components.observables {
         if column.at != CheckpointRef::EveryStep && !there.contains(&column.at) {

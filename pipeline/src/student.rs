@@ -9,10 +9,11 @@ use std::{
 use candle_core::Device;
 use t3s_core::{
     DecodeRule, DecoderSpec, Fingerprint, HfConfig, ModelAdapter, Objective,
-    plan::{DeviceChoice, StudentPlan},
+    plan::{DataPlan, DeviceChoice, StudentPlan, TrainPlan},
     registry::{Kind, Registry},
 };
-use t3s_engine::{Decoder, checkpoint};
+use t3s_data::Tokenizer;
+use t3s_engine::{Decoder, checkpoint, layers::lora};
 
 use crate::error::PipelineError;
 
@@ -93,6 +94,34 @@ impl Student {
         } else {
             checkpoint::load_decoder(folder, &self.spec, &self.device).map_err(error)
         }
+    }
+
+    /// The base's weights, ready to be trained as `plan` says: all of them, or a fresh adapter.
+    ///
+    /// # Errors
+    /// Those of the checkpoint, and of a plan that adapts nothing.
+    pub fn load_for_training(
+        &self,
+        plan: &TrainPlan,
+        seed: u64,
+        stage: &str,
+    ) -> Result<Decoder, PipelineError> {
+        let error = PipelineError::engine(stage);
+        let mut params =
+            checkpoint::load_params(&self.path, &self.spec, &self.device).map_err(&error)?;
+        if let Some(lora) = &plan.lora {
+            lora::attach(&self.spec, &mut params, lora, seed).map_err(&error)?;
+        }
+        Decoder::new(self.spec.clone(), params, plan.lora.as_ref()).map_err(&error)
+    }
+
+    /// The tokenizer in the model's folder, with the chat template that `data` names.
+    ///
+    /// # Errors
+    /// When it cannot be read, or has ids that the model has not.
+    pub fn tokenizer(&self, data: &DataPlan) -> Result<Tokenizer, PipelineError> {
+        let template = Some(data.chat_template.as_path()).filter(|p| !p.as_os_str().is_empty());
+        Tokenizer::load(&self.path, template).map_err(PipelineError::data("tokenizer"))
     }
 
     /// The fingerprint of the weights in `folder`; of an adapter's, together with its base.

@@ -146,6 +146,20 @@ pub struct DataPlan {
     /// Row fields to read, where they are not called `question`, `answer`, `messages`, ...
     #[serde(default)]
     pub fields: FieldNames,
+    /// Only rows in which a field has a given value; absent: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filter: Option<RowFilter>,
+}
+
+/// `[data.filter]`: only rows in which a field has a given value.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RowFilter {
+    /// The field. A dot goes down: `175b_verification.is_correct`.
+    pub field: String,
+    /// Its value: a text, a number, or true or false.
+    #[schemars(with = "serde_json::Value")]
+    pub equals: toml::Value,
 }
 
 impl DataPlan {
@@ -160,6 +174,7 @@ impl DataPlan {
             system: String::new(),
             limit: 0,
             fields: FieldNames::default(),
+            filter: None,
         }
     }
 }

@@ -306,12 +306,29 @@ impl Run<'_> {
         })
     }
 
+    /// Base, bottleneck, the probe's last checkpoint and the student on the same problems.
     pub(super) fn evaluate_stages(
         &self,
         corpus: &Done<CorpusSummary>,
         probe: &Done<TrainLog>,
         bottleneck: &Bottleneck,
         student: &Model,
+    ) -> Result<Vec<Evaluation>, PipelineError> {
+        let last = probe.output.steps;
+        let models = [
+            (Role::Base, self.base()),
+            (Role::Bottleneck, self.checkpoint(probe, bottleneck.step)),
+            (Role::ProbeFinal, self.checkpoint(probe, last)),
+            (Role::Student, student.clone()),
+        ];
+        self.evaluate_models(corpus, models)
+    }
+
+    /// Examines `models` as `[eval]` says.
+    pub(super) fn evaluate_models(
+        &self,
+        corpus: &Done<CorpusSummary>,
+        models: impl IntoIterator<Item = (Role, Model)>,
     ) -> Result<Vec<Evaluation>, PipelineError> {
         let plan = &self.plan.eval;
         let held_out = !plan.data.as_os_str().is_empty();
@@ -331,13 +348,6 @@ impl Run<'_> {
         };
         // Read when the first model that is not stored needs them.
         let questions = std::cell::OnceCell::new();
-        let last = probe.output.steps;
-        let models = [
-            (Role::Base, self.base()),
-            (Role::Bottleneck, self.checkpoint(probe, bottleneck.step)),
-            (Role::ProbeFinal, self.checkpoint(probe, last)),
-            (Role::Student, student.clone()),
-        ];
         let mut evaluation: Vec<Evaluation> = Vec::new();
         for (role, model) in models {
             // The last checkpoint may be the bottleneck.
@@ -422,7 +432,7 @@ impl Run<'_> {
 }
 
 /// What training reads of its plan: how often states are saved changes nothing.
-fn train_key(plan: &TrainPlan) -> TrainPlan {
+pub(super) fn train_key(plan: &TrainPlan) -> TrainPlan {
     TrainPlan {
         save_every: 0,
         ..plan.clone()

@@ -1,0 +1,343 @@
+//! What a run will cost, said before its model is loaded.
+//!
+//! Memory is counted from the geometry. Time is measured: one block of the student's own size, with
+//! random weights, trains, scores and generates for a moment on this machine, and the plan's tokens
+//! are multiplied in. Both are predictions; docs/performance.md holds them against real runs.
+
+use std::{ops::ControlFlow, time::Instant};
+
+use candle_core::Device;
+use serde::{Deserialize, Serialize};
+use t3s_core::{
+    CounterRng, DecodeRule, DecoderSpec, Example,
+    decoder_spec::MlpSpec,
+    objective::NextToken,
+    plan::{BottleneckRule, GeneratePlan, Recompute, RunPlan, TrainPlan},
+};
+use t3s_engine::{
+    Accumulation, Columns, Decoder, EngineError, Grads, Part, adamw::AdamW, generate, init_params,
+    layers::lora, loss_and_gradients, score,
+};
+
+use crate::summary::CorpusSummary;
+
+/// Bytes of an f32.
+const F32: u64 = 4;
+/// Largest vocabulary that is timed; a larger one is scaled up from it.
+const TIMED_VOCAB: usize = 4096;
+/// Tokens of a timed pass, at most.
+const TIMED_TOKENS: usize = 1024;
+/// Tokens of a timed generation.
+const TIMED_STEPS: usize = 12;
+
+/// What a run will cost.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Prediction {
+    /// Weights of the student.
+    pub parameters: u64,
+    /// Weights that learn.
+    pub trainable: u64,
+    /// Most memory that is held at once, bytes.
+    pub peak_memory: u64,
+    /// Seconds of each stage, in order.
+    pub stages: Vec<StagePrediction>,
+}
+
+/// One stage.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StagePrediction {
+    /// `probe`, `accuracy`, ...
+    pub stage: String,
+    /// Its work in words, e.g. `50 steps, 1.2 M tokens`.
+    pub work: String,
+    /// Seconds.
+    pub seconds: f64,
+}
+
+impl Prediction {
+    /// Seconds of the whole run, nothing cached.
+    pub fn seconds(&self) -> f64 {
+        self.stages.iter().map(|stage| stage.seconds).sum()
+    }
+}
+
+/// Predicts the cost of `plan` on this machine for a student of geometry `spec` and a corpus of
+/// these counts; `problems` is the number of problems of the evaluation.
+///
+/// # Errors
+/// When the timed block cannot be built.
+pub fn predict(
+    plan: &RunPlan,
+    spec: &DecoderSpec,
+    corpus: &CorpusSummary,
+    problems: u64,
+) -> Result<Prediction, EngineError> {
+    let parameters = spec.n_parameters() as u64;
+    let trainable = trainable(spec, &plan.train)?;
+    let rates = Rates::measure(spec, plan, corpus)?;
+    let examples = corpus.examples.max(1) as f64;
+    let mean_tokens = corpus.tokens as f64 / examples;
+    let mean_answer = corpus.response_tokens as f64 / examples;
+
+    let mut stages = Vec::new();
+    let mut push = |stage: &str, work: String, seconds: f64| {
+        stages.push(StagePrediction {
+            stage: stage.to_owned(),
+            work,
+            seconds,
+        });
+    };
+    let training = |train: &TrainPlan| {
+        let tokens = train.steps as f64 * tokens_per_step(train, corpus, mean_tokens);
+        let optimiser = train.steps as f64 * trainable as f64 * rates.optimiser;
+        let work = format!("{} steps, {} tokens", train.steps, count(tokens));
+        (work, tokens * rates.train + optimiser)
+    };
+    let answering = |answers: u64, generate: &GeneratePlan| {
+        let tokens = mean_answer.min(generate.max_new_tokens as f64);
+        let work = format!("{answers} answers of about {tokens:.0} tokens");
+        (work, answers as f64 * tokens * rates.generate)
+    };
+    let (work, seconds) = training(&plan.probe.training);
+    push("probe", work, seconds);
+    let checkpoints = match plan.probe.checkpoint_every {
+        0 => 1,
+        every => plan.probe.training.steps.div_ceil(every),
+    };
+    let bottleneck = &plan.bottleneck;
+    if bottleneck.step == 0 && bottleneck.by == BottleneckRule::TrainAccuracy {
+        let prompts = match bottleneck.prompts as u64 {
+            0 => corpus.problems,
+            limit => corpus.problems.min(limit),
+        };
+        let answers = (checkpoints + 1) * prompts * bottleneck.samples as u64;
+        let (work, seconds) = answering(answers, &bottleneck.generate);
+        push("accuracy", work, seconds);
+    }
+    let scored = 2.0 * corpus.tokens as f64;
+    push(
+        "score",
+        format!("{} tokens", count(scored)),
+        scored * rates.score,
+    );
+    let (work, seconds) = training(&plan.train);
+    push("train", work, seconds);
+    let answers = 4 * problems * plan.eval.samples as u64;
+    let (work, seconds) = answering(answers, &plan.eval.generate);
+    push("evaluate", work, seconds);
+    Ok(Prediction {
+        parameters,
+        trainable,
+        peak_memory: peak_memory(spec, plan, corpus, trainable),
+        stages,
+    })
+}
+
+/// `1234567` as `1.2 M`.
+pub fn count(n: f64) -> String {
+    match n {
+        n if n >= 1e9 => format!("{:.1} G", n / 1e9),
+        n if n >= 1e6 => format!("{:.1} M", n / 1e6),
+        n if n >= 1e4 => format!("{:.0} k", n / 1e3),
+        n => format!("{n:.0}"),
+    }
+}
+
+fn trainable(spec: &DecoderSpec, train: &TrainPlan) -> Result<u64, EngineError> {
+    let Some(plan) = &train.lora else {
+        return Ok(spec.n_parameters() as u64);
+    };
+    let adapted = spec.tensors().into_iter().filter(|tensor| {
+        tensor.shape.len() == 2 && lora::is_target(plan, &tensor.name)
+    });
+    Ok(adapted
+        .map(|tensor| (plan.rank * (tensor.shape[0] + tensor.shape[1])) as u64)
+        .sum())
+}
+
+fn tokens_per_step(train: &TrainPlan, corpus: &CorpusSummary, mean_tokens: f64) -> f64 {
+    let by_examples = match train.batch_examples {
+        0 => f64::INFINITY,
+        n => n as f64 * mean_tokens,
+    };
+    let by_tokens = match train.batch_tokens {
+        0 => f64::INFINITY,
+        n => n as f64,
+    };
+    let all = corpus.tokens as f64;
+    let least = by_examples.min(by_tokens);
+    if least.is_finite() { least } else { all }
+}
+
+/// Floats that one block keeps for its backward pass, per token.
+fn saved_per_token(spec: &DecoderSpec) -> u64 {
+    let MlpSpec::SwiGlu { hidden } = spec.mlp else {
+        return 0;
+    };
+    let (q, kv) = (
+        spec.n_heads * spec.head_dim,
+        spec.n_kv_heads * spec.head_dim,
+    );
+    // Inputs and outputs of both norms; queries, keys and values before and after norm and rotary;
+    // attention's output and log-sum-exp; gate, up and their product.
+    let norms = 4 * spec.width;
+    let attention = 3 * q + 4 * kv + spec.n_heads;
+    (norms + attention + 3 * hidden) as u64
+}
+
+fn peak_memory(spec: &DecoderSpec, plan: &RunPlan, corpus: &CorpusSummary, trainable: u64) -> u64 {
+    // Program, tokenizer, data.
+    const PROGRAM: u64 = 60 << 20;
+    let weights = spec.n_parameters() as u64 * F32;
+    let passes = [&plan.probe.training, &plan.train].map(|train| {
+        let longest = corpus.longest.max(1);
+        let pass = (train.micro_batch_tokens as u64).max(longest);
+        let step = match train.batch_examples as u64 {
+            0 => pass,
+            n => n * corpus.tokens.div_ceil(corpus.examples.max(1)),
+        };
+        let tokens = pass.min(step.max(longest));
+        let layers = spec.n_layers as u64;
+        let block = saved_per_token(spec);
+        let kept = match train.recompute {
+            Recompute::None => layers * block,
+            Recompute::Block => layers * spec.width as u64 + block,
+            Recompute::Every(n) => {
+                let n = (n as u64).clamp(1, layers.max(1));
+                layers.div_ceil(n) * spec.width as u64 + n * block
+            }
+        };
+        // Gradients of one block's activations are alive beside what is saved.
+        let hidden_states = 4 * spec.width as u64;
+        tokens * (kept + block + hidden_states) * F32
+    });
+    let head = 512.min(corpus.tokens) * spec.vocab as u64 * F32;
+    let training = trainable * 3 * F32 + passes.into_iter().max().unwrap_or(0) + head;
+    let generating = [&plan.bottleneck.generate, &plan.eval.generate].map(|generate| {
+        let positions = corpus.longest.max(1) + generate.max_new_tokens as u64;
+        let cache = 2 * spec.n_layers * spec.n_kv_heads * spec.head_dim;
+        generate.batch as u64 * (positions * cache as u64 + 2 * spec.vocab as u64) * F32
+    });
+    let generating = generating.into_iter().max().unwrap_or(0);
+    let corpus = corpus.tokens * 16;
+    PROGRAM + corpus + weights + training.max(generating)
+}
+
+/// Seconds per token and per weight on this machine.
+#[derive(Debug, Clone, Copy)]
+struct Rates {
+    train: f64,
+    score: f64,
+    generate: f64,
+    optimiser: f64,
+}
+
+/// Seconds of one timed model.
+#[derive(Debug, Clone, Copy, Default)]
+struct Timed {
+    train: f64,
+    score: f64,
+    generate: f64,
+    optimiser: f64,
+}
+
+impl Rates {
+    fn measure(
+        spec: &DecoderSpec,
+        plan: &RunPlan,
+        corpus: &CorpusSummary,
+    ) -> Result<Self, EngineError> {
+        let length = (corpus.tokens / corpus.examples.max(1)).clamp(4, TIMED_TOKENS as u64);
+        let pass = plan.train.micro_batch_tokens.clamp(1, TIMED_TOKENS);
+        let examples = (pass as u64).div_ceil(length).max(1);
+        let answers = plan.eval.generate.batch.clamp(1, 256);
+        let timed = |n_layers| {
+            let small = DecoderSpec {
+                n_layers,
+                vocab: spec.vocab.min(TIMED_VOCAB),
+                eos_ids: Vec::new(),
+                ..spec.clone()
+            };
+            time(&small, plan, length, examples, answers)
+        };
+        let (head, block) = (timed(0)?, timed(1)?);
+        let tokens = (length * examples) as f64;
+        let generated = (answers * TIMED_STEPS) as f64;
+        let vocab = spec.vocab as f64 / spec.vocab.min(TIMED_VOCAB) as f64;
+        let whole = |head: f64, with_block: f64, units: f64| {
+            let layers = spec.n_layers as f64 * (with_block - head).max(0.0);
+            (vocab * head + layers) / units
+        };
+        Ok(Self {
+            train: whole(head.train, block.train, tokens),
+            score: whole(head.score, block.score, tokens),
+            generate: whole(head.generate, block.generate, generated),
+            optimiser: block.optimiser,
+        })
+    }
+}
+
+/// Times one small model, the second of two rounds: the first one warms caches and threads up.
+fn time(
+    spec: &DecoderSpec,
+    plan: &RunPlan,
+    length: u64,
+    examples: u64,
+    answers: usize,
+) -> Result<Timed, EngineError> {
+    let rng = CounterRng::new(plan.seed, "estimate");
+    let params = init_params(spec, plan.seed, &Device::Cpu)?;
+    let decoder = Decoder::new(spec.clone(), params, None)?;
+    let id = |e, i| (rng.bits(e, i) % spec.vocab as u64) as u32;
+    let examples: Vec<Example> = (0..examples)
+        .map(|e| Example {
+            id: e,
+            ids: (0..length).map(|i| id(e, i)).collect(),
+            trainable: (0..length).map(|i| i >= length / 4).collect(),
+            weights: vec![1.0; length as usize],
+            prompt_len: length as usize / 4,
+            answer: None,
+        })
+        .collect();
+    let prompts: Vec<Vec<u32>> = (0..answers as u64)
+        .map(|e| (0..length.min(16)).map(|i| id(e, i)).collect())
+        .collect();
+    let part = Part {
+        examples: examples.iter().collect(),
+        draw: 0,
+    };
+    let how = Accumulation::of(&plan.train, plan.seed);
+    let mut grads = Grads::new(&decoder.params);
+    let mut optimizer = AdamW::new(plan.train.adamw.clone(), &decoder.params)?;
+    let generating = GeneratePlan {
+        max_new_tokens: TIMED_STEPS,
+        batch: answers,
+        ..plan.eval.generate.clone()
+    };
+    let mut timed = Timed::default();
+    for _ in 0..2 {
+        let started = Instant::now();
+        let parts = [part.clone()];
+        loss_and_gradients(&decoder, &NextToken, &parts, &how, &mut grads)?;
+        timed.train = started.elapsed().as_secs_f64();
+
+        let started = Instant::now();
+        // A rate of 0 times the step, without moving the weights.
+        optimizer.step(&decoder.params, &mut grads, 0.0, 1.0)?;
+        timed.optimiser = started.elapsed().as_secs_f64() / spec.n_parameters() as f64;
+
+        let started = Instant::now();
+        let go_on = &mut |_| ControlFlow::Continue(());
+        let columns = Columns::SCALARS;
+        let batch_tokens = plan.score.batch_tokens;
+        score(&decoder, &NextToken, &examples, &columns, batch_tokens, go_on)?;
+        timed.score = started.elapsed().as_secs_f64();
+
+        let started = Instant::now();
+        let go_on = &mut |_| ControlFlow::Continue(());
+        let rule = DecodeRule::LeftToRight;
+        generate(&decoder, &rule, &prompts, 1, &generating, plan.seed, go_on)?;
+        timed.generate = started.elapsed().as_secs_f64();
+    }
+    Ok(timed)
+}
