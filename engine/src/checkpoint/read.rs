@@ -101,11 +101,11 @@ impl Opened {
                 info.dtype
             )));
         }
-        if self.data + end as u64 > self.length {
+        let end_in_file = self.data.saturating_add(end as u64);
+        if end_in_file > self.length {
             return Err(broken(format!(
-                "tensor {name} of shape {shape:?} should end at byte {}, but the file has {} \
-                 bytes: it is truncated; copy or download it again",
-                self.data + end as u64,
+                "tensor {name} of shape {shape:?} should end at byte {end_in_file}, but the file \
+                 has {} bytes: it is truncated; copy or download it again",
                 self.length
             )));
         }

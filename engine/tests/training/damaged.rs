@@ -74,6 +74,23 @@ fn a_header_of_absurd_numbers_is_refused() {
         let error = file(&header);
         assert!(error.contains("model.safetensors"), "{header}: {error}");
     }
+    // Offsets that only overflow once the header's own length is added.
+    let mut entries = Vec::new();
+    let (mut at, part) = (0u64, 1u64 << 60);
+    for i in 0..16 {
+        let size = if i < 15 { part } else { part - 3552 - 4 };
+        entries.push(format!(
+            r#""{i}.rotary_emb.inv_freq":{{"dtype":"U8","shape":[{size}],"data_offsets":[{at},{}]}}"#,
+            at + size
+        ));
+        at += size;
+    }
+    entries.push(format!(
+        r#""model.embed_tokens.weight":{{"dtype":"F32","shape":[37,24],"data_offsets":[{at},{}]}}"#,
+        at + 3552
+    ));
+    let error = file(&format!("{{{}}}", entries.join(",")));
+    assert!(error.contains("truncated"), "{error}");
     for header in [u64::MAX, u64::MAX / 2, 100_000_001, 65] {
         let mut bytes = header.to_le_bytes().to_vec();
         bytes.extend([b' '; 64]);
