@@ -264,6 +264,26 @@ impl<'a> TokenView<'a> {
             })
     }
 
+    /// `[tokens]`: the column `name`, in which every eligible token has a number.
+    ///
+    /// # Errors
+    /// When there is no such column, or an eligible token's value is NaN; names the token.
+    pub fn numbers(&self, name: &str) -> Result<&'a [f32], ComponentError> {
+        let values = self.column(name)?;
+        for (example, rows) in self.examples() {
+            for row in rows {
+                if self.eligible[row] && values[row].is_nan() {
+                    let position = self.positions[row];
+                    return Err(ComponentError::Failed(format!(
+                        "column {name:?} is NaN at example {example}, position {position}; \
+                         it has no place in any order"
+                    )));
+                }
+            }
+        }
+        Ok(values)
+    }
+
     /// `[tokens, width]`: the sketch column `name`.
     ///
     /// # Errors
@@ -405,6 +425,19 @@ mod tests {
             "column \"logp\" was not recorded; available: logp@base"
         );
         assert!(view.sketch("logp@base").is_err());
+    }
+
+    #[test]
+    fn numbers_are_asked_of_tokens_that_may_be_trained_on() {
+        let mut table = table();
+        table.insert("x", vec![f32::NAN, -2.0, -3.0]).unwrap();
+        assert!(table.view().numbers("x").is_ok());
+        table.insert("x", vec![0.0, -2.0, f32::NAN]).unwrap();
+        assert_eq!(
+            table.view().numbers("x").unwrap_err().to_string(),
+            "column \"x\" is NaN at example 3, position 9; it has no place in any order"
+        );
+        assert!(table.view().numbers("y").is_err());
     }
 
     #[test]

@@ -1,1 +1,0 @@
-//! The laws: property tests that any component must pass.
