@@ -5,3 +5,6 @@ pub mod share;
 pub mod signals;
 
 pub use share::Share;
+
+#[cfg(test)]
+mod laws;

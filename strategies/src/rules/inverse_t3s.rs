@@ -6,7 +6,7 @@ use t3s_core::{
     register_strategy, strategy::Scope,
 };
 
-use super::{scores, weigh};
+use super::weigh;
 
 /// `[inverse]` in docs/equations.md: a token is in the loss when its signal is above the threshold.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -52,7 +52,7 @@ impl SelectionStrategy for InverseT3s {
         _cx: &SelectContext<'_>,
         out: &mut [f32],
     ) -> Result<(), ComponentError> {
-        let scores = scores(tokens, &SignalRef::new(&self.signal))?;
+        let scores = tokens.numbers(&self.signal)?;
         weigh(tokens, out, |row| scores[row] > self.threshold);
         Ok(())
     }

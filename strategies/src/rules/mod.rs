@@ -9,7 +9,7 @@ pub mod t3s;
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
-use t3s_core::{ComponentError, SignalRef, TokenView, strategy::Scope};
+use t3s_core::{TokenView, strategy::Scope};
 
 /// Who competes with whom, as an option.
 #[derive(
@@ -36,23 +36,6 @@ impl From<Competition> for Scope {
 /// The default of every rule that reads the trajectory signal.
 fn delta_logp() -> String {
     "delta-logp".to_owned()
-}
-
-/// The column of `signal`, with a number for every token that may be trained on.
-fn scores<'t>(tokens: &TokenView<'t>, signal: &SignalRef) -> Result<&'t [f32], ComponentError> {
-    let scores = tokens.column(signal.as_str())?;
-    for (example, rows) in tokens.examples() {
-        for row in rows {
-            if tokens.eligible()[row] && scores[row].is_nan() {
-                let position = tokens.positions()[row];
-                return Err(ComponentError::Failed(format!(
-                    "signal {signal} is NaN at example {example}, position {position}; \
-                     it has no place in any order"
-                )));
-            }
-        }
-    }
-    Ok(scores)
 }
 
 /// The eligible rows of each scope: of every example, or of all together.

@@ -6,7 +6,7 @@ use t3s_core::{
     register_strategy, strategy::budget,
 };
 
-use super::{Competition, places, scopes, scores};
+use super::{Competition, places, scopes};
 use crate::Share;
 
 /// Which end of the order leaves the loss.
@@ -76,7 +76,7 @@ impl SelectionStrategy for StaticConfidence {
         _cx: &SelectContext<'_>,
         out: &mut [f32],
     ) -> Result<(), ComponentError> {
-        let scores = scores(tokens, &SignalRef::new(&self.signal))?;
+        let scores = tokens.numbers(&self.signal)?;
         let places = places(tokens);
         out.fill(0.0);
         for mut rows in scopes(tokens, self.scope) {

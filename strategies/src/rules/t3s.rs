@@ -6,7 +6,7 @@ use t3s_core::{
     register_strategy, strategy::Scope,
 };
 
-use super::{scores, weigh};
+use super::weigh;
 
 /// `[anchors]` in docs/equations.md: a token is in the loss unless its signal is above the
 /// threshold.
@@ -53,7 +53,7 @@ impl SelectionStrategy for T3s {
         _cx: &SelectContext<'_>,
         out: &mut [f32],
     ) -> Result<(), ComponentError> {
-        let scores = scores(tokens, &SignalRef::new(&self.signal))?;
+        let scores = tokens.numbers(&self.signal)?;
         weigh(tokens, out, |row| scores[row] <= self.threshold);
         Ok(())
     }
