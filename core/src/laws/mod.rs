@@ -1,12 +1,6 @@
 //! The laws: what every signal and strategy must do, as property tests that a component's own
 //! tests call in one line.
-//!
-//! ```ignore
-//! #[test]
-//! fn laws_hold() {
-//!     t3s_core::laws::assert_strategy(|| Box::new(MyRule::default()));
-//! }
-//! ```
+//! `laws::assert_strategy(|| Box::new(MyRule::default()))`.
 //!
 //! Inputs are drawn from a fixed seed, so a verdict is the same on every machine. A broken law is
 //! reported with the smallest input found that breaks it.

@@ -1,1 +1,74 @@
-//! What a T3S plugin is written against.
+//! What a T3S plugin is written against: the traits of a component, what they are given, and the
+//! lines that register one.
+//!
+//! A plugin is a crate that depends on this one, on `serde` (with `derive`) and on `schemars`. Its
+//! strategy is a struct whose public fields are its options:
+//!
+//! ```
+//! use t3s_plugin::{
+//!     ComponentError, Declaration, Scope, SelectContext, SelectionStrategy, SignalRef, TokenView,
+//!     When, register_strategy,
+//! };
+//!
+//! /// Keeps tokens that the base student finds unlikely.
+//! #[derive(serde::Deserialize, schemars::JsonSchema)]
+//! #[serde(deny_unknown_fields, default)]
+//! pub struct Unlikely {
+//!     /// Tokens of this log-probability or more leave the loss, nats.
+//!     pub ceiling: f32,
+//! }
+//!
+//! register_strategy!("unlikely", Unlikely, "tokens below a log-probability (ceiling)");
+//!
+//! impl Default for Unlikely {
+//!     fn default() -> Self {
+//!         Self { ceiling: -1.0 }
+//!     }
+//! }
+//!
+//! impl SelectionStrategy for Unlikely {
+//!     fn needs(&self) -> Vec<SignalRef> {
+//!         vec![SignalRef::new("logp@base")]
+//!     }
+//!
+//!     fn when(&self) -> When {
+//!         When::Recorded
+//!     }
+//!
+//!     fn declare(&self) -> Declaration {
+//!         Declaration::new(Scope::PerExample).falling("logp@base")
+//!     }
+//!
+//!     fn select(
+//!         &self,
+//!         tokens: &TokenView<'_>,
+//!         _: &SelectContext<'_>,
+//!         out: &mut [f32],
+//!     ) -> Result<(), ComponentError> {
+//!         let logp = tokens.numbers("logp@base")?;
+//!         for (row, out) in out.iter_mut().enumerate() {
+//!             *out = f32::from(u8::from(tokens.eligible()[row] && logp[row] < self.ceiling));
+//!         }
+//!         Ok(())
+//!     }
+//! }
+//!
+//! # #[cfg(feature = "laws")]
+//! t3s_plugin::laws::assert_strategy(|| Box::new(Unlikely::default()));
+//! ```
+//!
+//! The last line is the test every plugin has: with the feature `laws` (in `[dev-dependencies]`) it
+//! tries the strategy on a few hundred small inputs, and shows the smallest one that breaks a law.
+//!
+//! `plugins/examples/excess-loss` is a whole crate to copy.
+
+#[cfg(feature = "laws")]
+pub use t3s_core::laws;
+pub use t3s_core::{
+    CheckpointRef, ComponentError, ConfidenceSignal, CounterRng, Declaration, Observable,
+    ObservableRef, SelectContext, SelectionStrategy, SignalRef, TokenTable, TokenView, When,
+    register_signal, register_strategy,
+    registry::{Kind, Registry},
+    strategy::{Scope, budget},
+    toml,
+};
