@@ -6,9 +6,9 @@
 use std::{ops::ControlFlow, time::Instant};
 
 use serde_json::json;
-use t3s_benches::{allocator, argument, machine, model::Shape, number};
+use t3s_benches::{argument, machine, model::Shape, number};
 use t3s_core::{DecodeRule, plan::sections::GeneratePlan};
-use t3s_engine::{Decoder, generate};
+use t3s_engine::{Decoder, allocator, generate};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -8,13 +8,13 @@
 use std::sync::Arc;
 
 use serde_json::json;
-use t3s_benches::{allocator, argument, machine, model::Shape, number};
+use t3s_benches::{argument, machine, model::Shape, number};
 use t3s_core::{
     Example,
     objective::NextToken,
     plan::{Schedule, TrainPlan},
 };
-use t3s_engine::{Decoder, Trainer};
+use t3s_engine::{Decoder, Trainer, allocator};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -1,7 +1,6 @@
 //! What T3S costs, and its peers: the models that are measured, and what a figure has to say about
 //! where it comes from.
 
-pub mod allocator;
 pub mod machine;
 pub mod model;
 

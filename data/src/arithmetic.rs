@@ -248,7 +248,9 @@ mod tests {
     fn held_out_problems_are_never_trained_on() {
         let questions = |seed, split| -> BTreeSet<String> {
             let rows = rows(seed, split, Style::Student, 2000);
-            rows.iter().map(|row| text(row, "question").to_owned()).collect()
+            rows.iter()
+                .map(|row| text(row, "question").to_owned())
+                .collect()
         };
         let (train, held_out) = (questions(1, Split::Train), questions(2, Split::HeldOut));
         assert!(train.len() > 1900, "few repetitions: {}", train.len());

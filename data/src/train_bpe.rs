@@ -48,10 +48,7 @@ pub fn train_bpe(
     vocab_size: usize,
     out: &Path,
 ) -> Result<usize, DataError> {
-    let failed = |message: String| DataError::Tokenizer {
-        path: out.to_owned(),
-        message,
-    };
+    let failed = |message: String| DataError::file(out, message);
     if vocab_size < SMALLEST_VOCAB {
         return Err(failed(format!(
             "a vocabulary of {vocab_size} has no room for 256 bytes and 3 special tokens; write \
@@ -93,7 +90,7 @@ pub fn train_bpe(
         "model_max_length": 1_000_000,
         "chat_template": CHAT_TEMPLATE,
     });
-    std::fs::create_dir_all(out).map_err(|source| DataError::io(out, source))?;
+    std::fs::create_dir_all(out).map_err(|source| DataError::read(out, source))?;
     let config = serde_json::to_vec_pretty(&config).expect("plain data is JSON");
     let text = tokenizer.to_string(true).map_err(library)?;
     atomic::write_bytes(&out.join("tokenizer.json"), text.as_bytes())?;
@@ -122,7 +119,9 @@ mod tests {
         }
         let digits = tokenizer.encode("1234", false).unwrap();
         assert_eq!(digits.len(), 4, "{:?}", digits.get_tokens());
-        let special = tokenizer.encode("<|im_start|>user<|im_end|>", false).unwrap();
+        let special = tokenizer
+            .encode("<|im_start|>user<|im_end|>", false)
+            .unwrap();
         assert_eq!(special.get_ids()[0], 1);
         assert_eq!(special.get_ids().last(), Some(&2));
     }

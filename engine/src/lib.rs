@@ -3,6 +3,7 @@
 
 pub mod accumulate;
 pub mod adamw;
+pub mod allocator;
 pub mod batch;
 pub mod checkpoint;
 pub mod decoder;

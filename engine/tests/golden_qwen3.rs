@@ -38,6 +38,8 @@ const SHAPE: Shape = Shape {
     head_dim: 32,
     hidden: 160,
     tied: true,
+    qk_norm: true,
+    qkv_bias: false,
 };
 
 fn folder() -> Option<PathBuf> {

@@ -3,7 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use t3s_core::{Corpus, DecoderSpec, Example, Fingerprint, plan::{DataPlan, EvalPlan}};
+use t3s_core::{
+    Corpus, DecoderSpec, Example, Fingerprint,
+    plan::{DataPlan, EvalPlan},
+};
 use t3s_data::{Problem, Tokenizer, load_corpus, load_problems};
 
 use crate::{
@@ -119,15 +122,34 @@ pub fn summarise(corpus: &Corpus) -> CorpusSummary {
         corpus.examples.iter().map(|e| count(e) as u64).sum()
     };
     let warnings = corpus.warnings.iter().map(|warning| {
-        let rows: Vec<String> = warning.rows.iter().take(ROWS_LISTED).map(u64::to_string).collect();
-        let more = if warning.rows.len() > ROWS_LISTED { ", ..." } else { "" };
-        format!("{} ({} rows: {}{more})", warning.what, warning.rows.len(), rows.join(", "))
+        let rows: Vec<String> = warning
+            .rows
+            .iter()
+            .take(ROWS_LISTED)
+            .map(u64::to_string)
+            .collect();
+        let more = if warning.rows.len() > ROWS_LISTED {
+            ", ..."
+        } else {
+            ""
+        };
+        format!(
+            "{} ({} rows: {}{more})",
+            warning.what,
+            warning.rows.len(),
+            rows.join(", ")
+        )
     });
     CorpusSummary {
         examples: corpus.examples.len() as u64,
         tokens: sum(Example::n_tokens),
         response_tokens: sum(Example::n_trainable),
-        longest: corpus.examples.iter().map(|e| e.n_tokens() as u64).max().unwrap_or(0),
+        longest: corpus
+            .examples
+            .iter()
+            .map(|e| e.n_tokens() as u64)
+            .max()
+            .unwrap_or(0),
         problems: training_questions(corpus, 0).len() as u64,
         hashes: corpus.hashes.clone(),
         warnings: warnings.collect(),

@@ -147,9 +147,10 @@ fn trainable(spec: &DecoderSpec, train: &TrainPlan) -> Result<u64, EngineError> 
     let Some(plan) = &train.lora else {
         return Ok(spec.n_parameters() as u64);
     };
-    let adapted = spec.tensors().into_iter().filter(|tensor| {
-        tensor.shape.len() == 2 && lora::is_target(plan, &tensor.name)
-    });
+    let adapted = spec
+        .tensors()
+        .into_iter()
+        .filter(|tensor| tensor.shape.len() == 2 && lora::is_target(plan, &tensor.name));
     Ok(adapted
         .map(|tensor| (plan.rank * (tensor.shape[0] + tensor.shape[1])) as u64)
         .sum())
@@ -330,7 +331,14 @@ fn time(
         let go_on = &mut |_| ControlFlow::Continue(());
         let columns = Columns::SCALARS;
         let batch_tokens = plan.score.batch_tokens;
-        score(&decoder, &NextToken, &examples, &columns, batch_tokens, go_on)?;
+        score(
+            &decoder,
+            &NextToken,
+            &examples,
+            &columns,
+            batch_tokens,
+            go_on,
+        )?;
         timed.score = started.elapsed().as_secs_f64();
 
         let started = Instant::now();

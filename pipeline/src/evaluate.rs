@@ -1,12 +1,6 @@
 //! What a model gets right: answers generated, graded, counted.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    ops::ControlFlow,
-    path::Path,
-    time::Instant,
-};
+use std::{collections::BTreeSet, fs, ops::ControlFlow, path::Path, time::Instant};
 
 use serde::{Deserialize, Serialize};
 use t3s_core::{Corpus, CounterRng, DecodeRule, atomic, plan::GeneratePlan};

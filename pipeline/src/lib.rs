@@ -6,6 +6,7 @@ use t3s_strategies as _;
 
 mod answer_logp;
 pub mod bottleneck;
+mod check;
 mod corpus;
 pub mod error;
 pub mod estimate;
@@ -27,6 +28,7 @@ pub mod tensorboard;
 mod test_python;
 pub mod training;
 
+pub use check::{Checked, check};
 pub use error::PipelineError;
 pub use events::{Event, Observer, Silent};
 pub use interrupt::Interrupt;

@@ -39,12 +39,18 @@ pub fn run(
     observer: &dyn Observer,
     interrupt: &Interrupt,
 ) -> Result<Summary, PipelineError> {
-    in_folder(plan, registry, observer, interrupt, |run, folder, recorder| {
-        let summary = run.summary(folder)?;
-        write_json(&folder.path().join("summary.json"), &summary)?;
-        recorder.event(&Event::Summary(Box::new(summary.clone())));
-        Ok(summary)
-    })
+    in_folder(
+        plan,
+        registry,
+        observer,
+        interrupt,
+        |run, folder, recorder| {
+            let summary = run.summary(folder)?;
+            write_json(&folder.path().join("summary.json"), &summary)?;
+            recorder.event(&Event::Summary(Box::new(summary.clone())));
+            Ok(summary)
+        },
+    )
 }
 
 /// Locks the plan's run folder, writes down what is run, and runs `body`.

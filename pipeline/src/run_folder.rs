@@ -240,7 +240,10 @@ mod tests {
         let message = error.to_string();
         assert!(matches!(error, PipelineError::Locked { .. }), "{message}");
         let pid = format!("process {}", process::id());
-        assert!(message.contains(&pid) && message.contains("UTC"), "{message}");
+        assert!(
+            message.contains(&pid) && message.contains("UTC"),
+            "{message}"
+        );
         drop(first);
         RunFolder::open(&path).unwrap();
     }
@@ -250,7 +253,10 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         fs::write(parent.path().join("thesis.tex"), "x").unwrap();
         let error = RunFolder::open(parent.path()).unwrap_err();
-        assert!(matches!(error, PipelineError::NotARunFolder { .. }), "{error}");
+        assert!(
+            matches!(error, PipelineError::NotARunFolder { .. }),
+            "{error}"
+        );
         assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 1);
     }
 

@@ -51,7 +51,10 @@ pub struct Scored<'t> {
 /// When the tables are not about the same tokens.
 pub fn join(stores: &[Scored<'_>]) -> Result<TokenTable, PipelineError> {
     let first = stores.first().ok_or_else(|| {
-        PipelineError::plan("select", "no token store to select from; score a checkpoint first")
+        PipelineError::plan(
+            "select",
+            "no token store to select from; score a checkpoint first",
+        )
     })?;
     let tokens = first.table.view();
     let mut joined = bare(&tokens)?;
@@ -66,9 +69,7 @@ pub fn join(stores: &[Scored<'_>]) -> Result<TokenTable, PipelineError> {
                     source,
                 };
                 if let Ok(values) = view.column(observable.name()) {
-                    joined
-                        .insert(&name, values.to_vec())
-                        .map_err(table_error)?;
+                    joined.insert(&name, values.to_vec()).map_err(table_error)?;
                 } else if let Ok(sketch) = view.sketch(observable.name()) {
                     let owned = Sketch {
                         width: sketch.width,
@@ -278,7 +279,10 @@ pub fn apply(
             match chosen {
                 Some(weight) => example.weights[position] *= weight,
                 None if scored => {
-                    return Err(stranger(example.id, &format!("position {position} has no row")));
+                    return Err(stranger(
+                        example.id,
+                        &format!("position {position} has no row"),
+                    ));
                 }
                 None => {}
             }

@@ -400,7 +400,10 @@ mod tests {
             })
         });
         assert!(failed.is_err());
-        assert_eq!(fs::read_dir(folder.path().join("stages")).unwrap().count(), 0);
+        assert_eq!(
+            fs::read_dir(folder.path().join("stages")).unwrap().count(),
+            0
+        );
         // Asked to stop: the next stage does not even begin.
         assert!(stages.run(&key(2), |_| Ok(1_u32)).is_err());
         let interrupt = Interrupt::default();
@@ -416,7 +419,12 @@ mod tests {
         let folder = RunFolder::open(&parent.path().join("a")).unwrap();
         run(&folder, 1).unwrap();
         let stages = folder.path().join("stages");
-        let stage = fs::read_dir(stages).unwrap().next().unwrap().unwrap().path();
+        let stage = fs::read_dir(stages)
+            .unwrap()
+            .next()
+            .unwrap()
+            .unwrap()
+            .path();
         fs::write(stage.join("output.json"), "").unwrap();
         let message = run(&folder, 1).unwrap_err().to_string();
         assert!(message.contains("remove this folder"), "{message}");

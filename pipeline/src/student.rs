@@ -7,13 +7,14 @@ use std::{
 };
 
 use candle_core::Device;
+use serde_json::Value;
 use t3s_core::{
     DecodeRule, DecoderSpec, Fingerprint, HfConfig, ModelAdapter, Objective,
     plan::{DataPlan, DeviceChoice, StudentPlan, TrainPlan},
     registry::{Kind, Registry},
 };
 use t3s_data::Tokenizer;
-use t3s_engine::{Decoder, checkpoint, layers::lora};
+use t3s_engine::{Decoder, checkpoint, init_params, layers::lora};
 
 use crate::error::PipelineError;
 
@@ -44,7 +45,7 @@ impl Student {
         device: &DeviceChoice,
         registry: &Registry,
     ) -> Result<Self, PipelineError> {
-        let config = read_config(&plan.path)?;
+        let config = read_config(&plan.path.join("config.json"))?;
         let (adapter_name, adapter) = adapter_of(plan, &config, registry)?;
         let place = format!("model adapter {adapter_name:?}");
         let component = |source| PipelineError::Component {
@@ -96,6 +97,15 @@ impl Student {
         }
     }
 
+    /// Refuses a folder without weights, without reading them.
+    ///
+    /// # Errors
+    /// When it has none, or its index names a file that is not there.
+    pub fn expect_weights(&self) -> Result<(), PipelineError> {
+        let files = checkpoint::weight_files(&self.path);
+        files.map(|_| ()).map_err(PipelineError::engine("student"))
+    }
+
     /// The base's weights, ready to be trained as `plan` says: all of them, or a fresh adapter.
     ///
     /// # Errors
@@ -121,7 +131,10 @@ impl Student {
     /// When it cannot be read, or has ids that the model has not.
     pub fn tokenizer(&self, data: &DataPlan) -> Result<Tokenizer, PipelineError> {
         let template = Some(data.chat_template.as_path()).filter(|p| !p.as_os_str().is_empty());
-        Tokenizer::load(&self.path, template).map_err(PipelineError::data("tokenizer"))
+        let error = PipelineError::data("tokenizer");
+        let tokenizer = Tokenizer::load(&self.path, template).map_err(&error)?;
+        tokenizer.expect_fits(self.spec.vocab).map_err(&error)?;
+        Ok(tokenizer)
     }
 
     /// The fingerprint of the weights in `folder`; of an adapter's, together with its base.
@@ -141,21 +154,63 @@ impl Student {
     }
 }
 
+/// Makes a student of random weights: `config.json` (from the file `config`, with the tokenizer's
+/// vocabulary and end where it says nothing about them), the tokenizer's files, the weights.
+///
+/// # Errors
+/// When the config is not understood, the tokenizer does not fit it, or nothing can be written.
+pub fn init_student(
+    config: &Path,
+    tokenizer: &Path,
+    seed: u64,
+    out: &Path,
+    registry: &Registry,
+) -> Result<DecoderSpec, PipelineError> {
+    let mut table = read_config(config)?;
+    let loaded = Tokenizer::load(tokenizer, None).map_err(PipelineError::data("init"))?;
+    let absent = |value: Option<&Value>| value.is_none_or(Value::is_null);
+    if absent(table.0.get("vocab_size")) {
+        table
+            .0
+            .insert("vocab_size".to_owned(), loaded.vocab_size().into());
+    }
+    if let (true, Some(id)) = (absent(table.0.get("eos_token_id")), loaded.eos_id()) {
+        table.0.insert("eos_token_id".to_owned(), id.into());
+    }
+    let plan = StudentPlan::new(config.to_owned());
+    let (name, adapter) = adapter_of(&plan, &table, registry)?;
+    let spec = adapter
+        .decoder(&table)
+        .map_err(|source| PipelineError::Component {
+            component: format!("{}: model adapter {name:?}", config.display()),
+            source,
+        })?;
+    loaded
+        .expect_fits(spec.vocab)
+        .map_err(PipelineError::data("init"))?;
+    let error = PipelineError::engine("init");
+    let params = init_params(&spec, seed, &Device::Cpu).map_err(&error)?;
+    checkpoint::create(out, &params, &table.0, tokenizer).map_err(&error)?;
+    Ok(spec)
+}
+
 /// Whether `folder` holds a PEFT adapter and not a whole model.
 pub fn is_adapter(folder: &Path) -> bool {
     folder.join("adapter_config.json").is_file()
 }
 
-fn read_config(folder: &Path) -> Result<HfConfig, PipelineError> {
-    let path = folder.join("config.json");
-    let text = fs::read(&path).map_err(|source| {
-        let hint = "a model is a Hugging Face folder with config.json, tokenizer.json and \
-                    safetensors";
-        PipelineError::plan("student.path", format!("{}: {source}; {hint}", path.display()))
+fn read_config(path: &Path) -> Result<HfConfig, PipelineError> {
+    let refuse = |message: String| PipelineError::plan("student.path", message);
+    let text = fs::read(path).map_err(|source| {
+        refuse(format!(
+            "{}: {source}; a model is a Hugging Face folder with config.json, tokenizer.json and \
+             safetensors",
+            path.display()
+        ))
     })?;
-    serde_json::from_slice(&text).map(HfConfig).map_err(|error| {
-        PipelineError::plan("student.path", format!("{}: {error}", path.display()))
-    })
+    serde_json::from_slice(&text)
+        .map(HfConfig)
+        .map_err(|error| refuse(format!("{}: {error}", path.display())))
 }
 
 fn adapter_of(

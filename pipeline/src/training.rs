@@ -118,7 +118,9 @@ impl Training<'_> {
     }
 
     fn trainer(&self) -> Result<Trainer, PipelineError> {
-        let decoder = self.student.load_for_training(self.plan, self.seed, self.stage)?;
+        let decoder = self
+            .student
+            .load_for_training(self.plan, self.seed, self.stage)?;
         Trainer::new(
             decoder,
             self.student.objective()?,

@@ -7,7 +7,7 @@ use std::{
 };
 
 use candle_core::{Device, Tensor};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use t3s_core::{DecoderSpec, atomic};
 
 use super::{
@@ -149,29 +149,55 @@ pub fn save_params(
     like: &Path,
     shard_bytes: usize,
 ) -> Result<(), EngineError> {
-    let config = config_in_f32(&like.join("config.json"))?;
+    let path = like.join("config.json");
+    let text = fs::read(&path).map_err(|source| EngineError::io(&path, source))?;
+    let config: Map<String, Value> =
+        serde_json::from_slice(&text).map_err(|e| EngineError::Checkpoint {
+            path,
+            message: e.to_string(),
+        })?;
+    write_model(folder, params, &config, like, shard_bytes)
+}
+
+/// Writes a new model: the configuration `config`, the tokenizer of the folder `tokenizer`, the
+/// weights `params`.
+///
+/// # Errors
+/// When it cannot be written; what was there before is untouched.
+pub fn create(
+    folder: &Path,
+    params: &Params,
+    config: &Map<String, Value>,
+    tokenizer: &Path,
+) -> Result<(), EngineError> {
+    write_model(folder, params, config, tokenizer, SHARD_BYTES)
+}
+
+fn write_model(
+    folder: &Path,
+    params: &Params,
+    config: &Map<String, Value>,
+    companions: &Path,
+    shard_bytes: usize,
+) -> Result<(), EngineError> {
+    let config = in_f32(config);
     atomic::write_folder(folder, |new| {
         write_file(&new.join("config.json"), &config)?;
-        copy_companions(like, new)?;
+        copy_companions(companions, new)?;
         write_shards(new, params, shard_bytes)
     })
 }
 
 /// `config.json` with the element type that is written. transformers 5 loads weights in the type
 /// that it names, so a left-over `bfloat16` would cost 16 bits of every weight.
-fn config_in_f32(path: &Path) -> Result<Vec<u8>, EngineError> {
-    let text = fs::read(path).map_err(|source| EngineError::io(path, source))?;
-    let mut config: serde_json::Map<String, Value> =
-        serde_json::from_slice(&text).map_err(|e| EngineError::Checkpoint {
-            path: path.to_owned(),
-            message: e.to_string(),
-        })?;
+fn in_f32(config: &Map<String, Value>) -> Vec<u8> {
+    let mut config = config.clone();
     for key in ["torch_dtype", "dtype"] {
         if let Some(dtype) = config.get_mut(key) {
             *dtype = json!("float32");
         }
     }
-    Ok(serde_json::to_vec_pretty(&config).expect("a JSON object is JSON"))
+    serde_json::to_vec_pretty(&config).expect("a JSON object is JSON")
 }
 
 /// Copies tokenizer, chat template and generation defaults.

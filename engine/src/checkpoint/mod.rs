@@ -8,6 +8,6 @@ mod read;
 mod write;
 
 pub use adapter::{load_adapter, save_adapter};
-pub use folder::{load_decoder, load_params, save_decoder, save_params, weight_files};
+pub use folder::{create, load_decoder, load_params, save_decoder, save_params, weight_files};
 pub use read::read_tensors;
-pub use write::write_tensors;
+pub use write::{save_tensors, write_tensors};

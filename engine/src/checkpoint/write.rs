@@ -3,7 +3,8 @@
 use std::{borrow::Cow, collections::HashMap, path::Path};
 
 use candle_core::{DType, Device, Tensor};
-use safetensors::{Dtype, SafeTensorError, View, tensor::serialize_to_file};
+use safetensors::{Dtype, SafeTensorError, View, serialize, tensor::serialize_to_file};
+use t3s_core::atomic;
 
 use crate::error::EngineError;
 
@@ -16,18 +17,43 @@ pub fn write_tensors<'t>(
     path: &Path,
     tensors: impl IntoIterator<Item = (String, &'t Tensor)>,
 ) -> Result<(), EngineError> {
-    let views = tensors
+    serialize_to_file(views(tensors)?, Some(metadata()), path).map_err(|e| cannot_write(path, e))
+}
+
+/// Writes `tensors` as f32 into the file `path`, whole or not at all.
+///
+/// # Errors
+/// When the file cannot be written; what was there before is untouched.
+pub fn save_tensors<'t>(
+    path: &Path,
+    tensors: impl IntoIterator<Item = (String, &'t Tensor)>,
+) -> Result<(), EngineError> {
+    let views = views(tensors)?;
+    let bytes = serialize(views, Some(metadata())).map_err(|e| cannot_write(path, e))?;
+    Ok(atomic::write_bytes(path, &bytes)?)
+}
+
+fn views<'t>(
+    tensors: impl IntoIterator<Item = (String, &'t Tensor)>,
+) -> Result<Vec<(String, Values)>, EngineError> {
+    tensors
         .into_iter()
         .map(|(name, tensor)| Ok((name, Values::new(tensor)?)))
-        .collect::<Result<Vec<_>, EngineError>>()?;
-    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    serialize_to_file(views, Some(metadata), path).map_err(|error| match error {
+        .collect()
+}
+
+fn metadata() -> HashMap<String, String> {
+    HashMap::from([("format".to_owned(), "pt".to_owned())])
+}
+
+fn cannot_write(path: &Path, error: SafeTensorError) -> EngineError {
+    match error {
         SafeTensorError::IoError(source) => EngineError::io(path, source),
         error => EngineError::Checkpoint {
             path: path.to_owned(),
             message: format!("cannot be written: {error}"),
         },
-    })
+    }
 }
 
 /// A tensor on the CPU, turned into bytes when its turn comes.

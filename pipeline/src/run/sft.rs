@@ -4,10 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use t3s_core::{
-    plan::RunPlan,
-    registry::Registry,
-};
+use t3s_core::{plan::RunPlan, registry::Registry};
 
 use super::{Model, Run, stages::train_key};
 use crate::{

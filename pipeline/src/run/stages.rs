@@ -214,8 +214,10 @@ impl Run<'_> {
             .stages
             .iter()
             .map(|stage| {
-                let names: Vec<String> =
-                    scores.names[&stage.step].iter().map(ToString::to_string).collect();
+                let names: Vec<String> = scores.names[&stage.step]
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect();
                 json!({ "names": names, "store": stage.done.key })
             })
             .collect();

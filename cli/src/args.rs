@@ -1,0 +1,340 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use t3s_core::plan::{DataFormat, DeviceChoice, Normaliser, Recompute, TooLong};
+
+/// Which tokens of a teacher's trace should a student learn from.
+#[derive(Debug, Parser)]
+#[command(name = "t3s", version, about, propagate_version = true)]
+pub struct Args {
+    /// Threads to compute with; 0: one per core
+    #[arg(long, global = true, default_value_t = 0)]
+    pub threads: usize,
+    /// One JSON object per line on standard output, for programs
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a plan: probe, bottleneck, selection, training, evaluation; goes on where it stopped
+    Run(PlanArgs),
+    /// Plain fine-tuning: only [train] and [eval] of a plan, on every response token
+    Train(PlanArgs),
+    /// Validate a plan and predict what it costs, before any model is loaded
+    Check(PlanArgs),
+    /// Say which file and line a value of a plan comes from
+    Explain(ExplainArgs),
+    /// List every strategy, signal and model adapter with its options
+    List(ListArgs),
+    /// Write the gradient of every parameter for one batch, to hold against a reference
+    Grads(GradsArgs),
+    /// Score response tokens into a token store
+    Score(ScoreArgs),
+    /// Select tokens on stores that lie there
+    Select(SelectArgs),
+    /// Generate and grade answers
+    Eval(EvalArgs),
+    /// Make a random student from a config and a tokenizer
+    Init(InitArgs),
+    /// Train a byte-level BPE tokenizer on the texts of data files
+    Tokenizer(TokenizerArgs),
+    /// Write the rows of a synthetic task
+    Task(TaskArgs),
+}
+
+/// A plan.
+#[derive(Debug, ClapArgs)]
+pub struct PlanArgs {
+    /// The plan, TOML
+    pub plan: PathBuf,
+    /// Override a key, e.g. selection.strategy=all or train.lora.targets='["q_proj"]'; repeatable
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+}
+
+/// `t3s explain`.
+#[derive(Debug, ClapArgs)]
+pub struct ExplainArgs {
+    /// The plan, TOML
+    pub plan: PathBuf,
+    /// A key such as train.steps, or a table; all keys when left out
+    #[arg(default_value = "")]
+    pub key: String,
+    /// Override a key; repeatable
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+}
+
+/// `t3s list`.
+#[derive(Debug, ClapArgs)]
+pub struct ListArgs {
+    /// Only these
+    #[arg(value_enum)]
+    pub kind: Option<ListKind>,
+}
+
+/// What is listed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ListKind {
+    /// Selection strategies
+    Strategies,
+    /// Confidence signals
+    Signals,
+    /// Model adapters
+    Adapters,
+}
+
+/// A model folder and where it computes.
+#[derive(Debug, ClapArgs)]
+pub struct ModelArgs {
+    /// A Hugging Face folder, or a PEFT adapter (then with --base)
+    pub model: PathBuf,
+    /// The model that MODEL adapts
+    #[arg(long)]
+    pub base: Option<PathBuf>,
+    /// auto, cpu or cuda:N
+    #[arg(long, default_value = "auto", value_parser = device)]
+    pub device: DeviceChoice,
+}
+
+/// A data file.
+#[derive(Debug, ClapArgs)]
+pub struct DataArgs {
+    /// Rows: JSONL or Parquet
+    #[arg(long)]
+    pub data: PathBuf,
+    /// How rows are read: auto, messages, sharegpt, question-answer, tokenized
+    #[arg(long, default_value = "auto", value_parser = plan_value::<DataFormat>)]
+    pub format: DataFormat,
+    /// Longest example, tokens
+    #[arg(long, default_value_t = 4096)]
+    pub max_tokens: usize,
+    /// What happens to a longer one: truncate, drop, error
+    #[arg(long, default_value = "truncate", value_parser = plan_value::<TooLong>)]
+    pub too_long: TooLong,
+    /// A Jinja file used instead of the tokenizer's chat template
+    #[arg(long)]
+    pub chat_template: Option<PathBuf>,
+    /// Only the first rows; 0: all
+    #[arg(long, default_value_t = 0)]
+    pub limit: usize,
+}
+
+/// `t3s grads`.
+#[derive(Debug, ClapArgs)]
+pub struct GradsArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// The file to write: safetensors, by Hugging Face tensor name, and `loss`
+    #[arg(long)]
+    pub out: PathBuf,
+    /// sum_weights, kept_tokens, all_response_tokens or per_sequence
+    #[arg(long, default_value = "sum_weights", value_parser = plan_value::<Normaliser>)]
+    pub normaliser: Normaliser,
+    /// Several examples per pass, never seeing each other
+    #[arg(long)]
+    pub pack: bool,
+    /// Most tokens per pass, with --pack
+    #[arg(long, default_value_t = 8192)]
+    pub batch_tokens: usize,
+    /// Which activations are recomputed: none, block or "every N"
+    #[arg(long, default_value = "none", value_parser = plan_value::<Recompute>)]
+    pub recompute: Recompute,
+}
+
+/// `t3s score`.
+#[derive(Debug, ClapArgs)]
+pub struct ScoreArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// The token store to write, Parquet
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Width of gradient sketches; 0: none
+    #[arg(long, default_value_t = 0)]
+    pub sketch_width: usize,
+    /// Seed of the sketches
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Tokens per pass
+    #[arg(long, default_value_t = 8192)]
+    pub batch_tokens: usize,
+}
+
+/// `t3s select`.
+#[derive(Debug, ClapArgs)]
+pub struct SelectArgs {
+    /// A token store and the checkpoint it is of, e.g. base=base.parquet; repeatable
+    #[arg(long = "store", value_name = "CHECKPOINT=FILE", required = true)]
+    pub stores: Vec<String>,
+    /// Name of the strategy
+    #[arg(long, default_value = "t3s")]
+    pub strategy: String,
+    /// An option of the strategy (threshold=0.1) or a signal (signals.ID.KEY=VALUE); repeatable
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+    /// Seed of the strategy's draws
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// The selection to write, Parquet
+    #[arg(long)]
+    pub out: PathBuf,
+}
+
+/// `t3s eval`.
+#[derive(Debug, ClapArgs)]
+pub struct EvalArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Answers per problem
+    #[arg(long, default_value_t = 1)]
+    pub samples: usize,
+    /// boxed, hash, or a regular expression whose first group is the answer
+    #[arg(long, default_value = "boxed")]
+    pub extract: String,
+    /// exact, numeric or fraction
+    #[arg(long, default_value = "numeric", value_parser = plan_value::<t3s_core::plan::Compare>)]
+    pub compare: t3s_core::plan::Compare,
+    /// Most tokens per answer
+    #[arg(long, default_value_t = 512)]
+    pub max_new_tokens: usize,
+    /// 0: the likeliest token
+    #[arg(long, default_value_t = 0.0)]
+    pub temperature: f64,
+    /// Sample among the likeliest tokens whose probabilities sum to this
+    #[arg(long, default_value_t = 1.0)]
+    pub top_p: f64,
+    /// Sample among this many likeliest tokens; 0: all
+    #[arg(long, default_value_t = 0)]
+    pub top_k: usize,
+    /// Answers generated side by side
+    #[arg(long, default_value_t = 64)]
+    pub batch: usize,
+    /// Seed of the draws
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Where the answers go, JSONL
+    #[arg(long)]
+    pub out: PathBuf,
+}
+
+/// `t3s init`.
+#[derive(Debug, ClapArgs)]
+pub struct InitArgs {
+    /// A Hugging Face config.json
+    #[arg(long)]
+    pub config: PathBuf,
+    /// A folder with tokenizer.json
+    #[arg(long)]
+    pub tokenizer: PathBuf,
+    /// Seed of the weights
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// The folder to make
+    #[arg(long)]
+    pub out: PathBuf,
+}
+
+/// `t3s tokenizer`.
+#[derive(Debug, ClapArgs)]
+pub struct TokenizerArgs {
+    /// Text files, or JSONL or Parquet files whose texts are used
+    #[arg(required = true)]
+    pub files: Vec<PathBuf>,
+    /// Only these fields of JSONL or Parquet rows; all texts when left out; repeatable
+    #[arg(long = "field")]
+    pub fields: Vec<String>,
+    /// Number of tokens, special ones included
+    #[arg(long, default_value_t = 4096)]
+    pub vocab: usize,
+    /// The folder to make
+    #[arg(long)]
+    pub out: PathBuf,
+}
+
+/// `t3s task`.
+#[derive(Debug, ClapArgs)]
+pub struct TaskArgs {
+    /// Which task
+    #[command(subcommand)]
+    pub task: Task,
+}
+
+/// The synthetic tasks.
+#[derive(Debug, Subcommand)]
+pub enum Task {
+    /// Two or three steps of arithmetic, told tersely or in a teacher's longer style
+    Arithmetic {
+        /// How many rows
+        #[arg(long)]
+        rows: u64,
+        /// Who tells the solution
+        #[arg(long, value_enum, default_value = "student")]
+        style: StyleArg,
+        /// Problems that are never among the others
+        #[arg(long)]
+        held_out: bool,
+        /// Seed of the problems
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+        /// The JSONL file to write
+        #[arg(long)]
+        out: PathBuf,
+    },
+}
+
+/// Who tells a solution.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum StyleArg {
+    /// Equations only
+    Student,
+    /// In words, with checks
+    Teacher,
+}
+
+/// A value as a plan would write it, so that the command line and plans have one vocabulary.
+fn plan_value<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
+    serde_json::from_value(serde_json::Value::String(text.to_owned())).map_err(|e| e.to_string())
+}
+
+fn device(text: &str) -> Result<DeviceChoice, String> {
+    DeviceChoice::try_from(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn values_are_spelt_as_in_plans() {
+        let parse = |text: &str| Args::try_parse_from(text.split_whitespace());
+        let args = parse("t3s grads m --data d --out o --normaliser per_sequence").unwrap();
+        let Command::Grads(grads) = args.command else {
+            panic!("another command")
+        };
+        assert_eq!(grads.normaliser, Normaliser::PerSequence);
+        let error = parse("t3s grads m --data d --out o --normaliser mean").unwrap_err();
+        assert!(error.to_string().contains("sum_weights"), "{error}");
+        assert!(parse("t3s score m --data d --out o --device gpu").is_err());
+    }
+}

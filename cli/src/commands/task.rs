@@ -1,0 +1,38 @@
+//! `t3s task`: the rows of a synthetic task.
+
+use t3s_core::atomic;
+use t3s_data::arithmetic::{Split, Style, row};
+
+use crate::{
+    args::{StyleArg, Task, TaskArgs},
+    failure::Failure,
+};
+
+/// Writes a task.
+pub fn run(args: &TaskArgs) -> Result<(), Failure> {
+    let Task::Arithmetic {
+        rows,
+        style,
+        held_out,
+        seed,
+        out,
+    } = &args.task;
+    let style = match style {
+        StyleArg::Student => Style::Student,
+        StyleArg::Teacher => Style::Teacher,
+    };
+    let split = if *held_out {
+        Split::HeldOut
+    } else {
+        Split::Train
+    };
+    atomic::write(out, |file| {
+        for index in 0..*rows {
+            serde_json::to_writer(&mut *file, &row(*seed, split, style, index))?;
+            file.write_all(b"\n")?;
+        }
+        Ok(())
+    })?;
+    println!("{rows} rows: {}", out.display());
+    Ok(())
+}
