@@ -167,3 +167,177 @@ fn round_trip(entry: &Registration, options: &toml::Table) -> Result<(), String>
         ))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        Declaration, SelectContext, SignalRef, TokenView, When, registry::read_options,
+        strategy::Scope,
+    };
+
+    /// Keeps everything, or too much of it.
+    #[derive(Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+    #[serde(deny_unknown_fields, default)]
+    struct Good {
+        /// Breaks a law of strategies.
+        heavy: bool,
+    }
+
+    /// Takes any option.
+    #[derive(Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+    #[serde(default)]
+    struct Lax {}
+
+    /// Has an option without a doc comment.
+    #[derive(Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+    #[serde(deny_unknown_fields, default)]
+    struct Silent {
+        heavy: bool,
+    }
+
+    /// Its schema says 1, its code 2.
+    #[derive(serde::Deserialize, schemars::JsonSchema)]
+    #[serde(deny_unknown_fields)]
+    struct TwoDefaults {
+        /// How much.
+        #[serde(default = "two")]
+        #[schemars(extend("default" = 1))]
+        amount: u8,
+    }
+
+    fn two() -> u8 {
+        2
+    }
+
+    /// Has an option that must be given.
+    #[derive(serde::Deserialize, schemars::JsonSchema)]
+    #[serde(deny_unknown_fields)]
+    struct Needy {
+        /// How much.
+        amount: u8,
+    }
+
+    /// A strategy that needs `column` and gives every eligible token `weight`.
+    struct Constant {
+        column: Option<String>,
+        weight: f32,
+    }
+
+    impl SelectionStrategy for Constant {
+        fn needs(&self) -> Vec<SignalRef> {
+            self.column.iter().map(SignalRef::new).collect()
+        }
+
+        fn when(&self) -> When {
+            When::Recorded
+        }
+
+        fn declare(&self) -> Declaration {
+            Declaration::new(Scope::PerExample)
+        }
+
+        fn select(
+            &self,
+            tokens: &TokenView<'_>,
+            _: &SelectContext<'_>,
+            out: &mut [f32],
+        ) -> Result<(), ComponentError> {
+            if let Some(column) = &self.column {
+                tokens.numbers(column)?;
+            }
+            for (out, eligible) in out.iter_mut().zip(tokens.eligible()) {
+                *out = if *eligible { self.weight } else { 0.0 };
+            }
+            Ok(())
+        }
+    }
+
+    fn constant(
+        amount: Option<u8>,
+        heavy: bool,
+    ) -> Result<Box<dyn SelectionStrategy>, ComponentError> {
+        Ok(Box::new(Constant {
+            column: amount.map(|amount| format!("x{amount}")),
+            weight: if heavy { 2.0 } else { 1.0 },
+        }))
+    }
+
+    fn good() -> Registration {
+        Registration {
+            name: "all-of-it",
+            summary: "everything",
+            origin: "test",
+            schema: || crate::registry::schema_of::<Good>(),
+            factory: Factory::Strategy(|o| constant(None, read_options::<Good>(o)?.heavy)),
+        }
+    }
+
+    fn law(entry: &Registration, options: &str) -> Option<&'static str> {
+        let options: toml::Table = options.parse().expect("TOML");
+        let broken = registration(entry, &options).err()?;
+        let named = format!("strategy {:?}: ", entry.name);
+        assert!(broken.message.starts_with(&named), "{broken}");
+        Some(broken.law)
+    }
+
+    #[test]
+    fn each_law_of_registrations_catches_its_fault() {
+        assert_eq!(law(&good(), ""), None);
+        assert_eq!(law(&good(), "heavy = true"), Some("range"));
+        assert_eq!(law(&good(), "heavi = true"), Some("options"));
+        for name in ["All", "all_of_it", "-all", "all--of", ""] {
+            assert_eq!(law(&Registration { name, ..good() }, ""), Some("name"));
+        }
+        for summary in ["", "two\nlines"] {
+            let entry = Registration { summary, ..good() };
+            assert_eq!(law(&entry, ""), Some("name"));
+        }
+        let lax = Registration {
+            schema: || crate::registry::schema_of::<Lax>(),
+            factory: Factory::Strategy(|o| {
+                read_options::<Lax>(o)?;
+                constant(None, false)
+            }),
+            ..good()
+        };
+        assert_eq!(law(&lax, ""), Some("unknown-option"));
+        let no_table = Registration {
+            schema: || crate::registry::schema_of::<u8>(),
+            ..good()
+        };
+        assert_eq!(law(&no_table, ""), Some("schema"));
+        let silent = Registration {
+            schema: || crate::registry::schema_of::<Silent>(),
+            factory: Factory::Strategy(|o| constant(None, read_options::<Silent>(o)?.heavy)),
+            ..good()
+        };
+        assert_eq!(law(&silent, ""), Some("schema"));
+        let two = Registration {
+            schema: || crate::registry::schema_of::<TwoDefaults>(),
+            factory: Factory::Strategy(|o| {
+                constant(Some(read_options::<TwoDefaults>(o)?.amount), false)
+            }),
+            ..good()
+        };
+        assert_eq!(law(&two, ""), Some("options"));
+        let needy = Registration {
+            schema: || crate::registry::schema_of::<Needy>(),
+            factory: Factory::Strategy(|o| constant(Some(read_options::<Needy>(o)?.amount), false)),
+            ..good()
+        };
+        assert_eq!(law(&needy, ""), Some("options"));
+        assert_eq!(law(&needy, "amount = 3"), None);
+    }
+
+    #[test]
+    fn registries_are_counted() {
+        let other = Registration {
+            name: "other",
+            ..good()
+        };
+        let both = Registry::from_entries([good(), other]).expect("no clash");
+        assert_eq!(registry(&both, Kind::Strategy), Ok(2));
+        assert_eq!(registry(&both, Kind::Signal), Ok(0));
+    }
+}
