@@ -1,4 +1,4 @@
-"""One training step of a Qwen3-like decoder in plain PyTorch: the peer of benches/train_step.rs.
+"""One training step of a Qwen3-like decoder in plain PyTorch: the peer of benches/benches/train_step.rs.
 
 SDPA attention, fused AdamW, float32, the same geometry and thread count. Prints one JSON line.
     python3 benches/peers/torch_train.py --steps 10 --threads 4
