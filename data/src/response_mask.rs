@@ -51,9 +51,8 @@ pub fn tokenize(messages: &[Value], tokenizer: &Tokenizer) -> Result<Tokenized, 
     let mut done = 0;
     for (nth, turn) in turns.iter().enumerate() {
         let start = start_of(messages, *turn, &text, done, template)?;
-        // The next turn's prompt bounds this one's end, if no special token does.
         let bound = match turns.get(nth + 1) {
-            Some(next) => start_of(messages, *next, &text, start, template)?,
+            Some(next) => end_of(messages, *turn, *next, &text, start, template)?,
             None => text.len(),
         };
         // Prompt and response are tokenised apart, as they are when the model answers by itself.
@@ -78,6 +77,23 @@ impl Tokenized {
         self.ids.extend_from_slice(ids);
         self.trainable.resize(self.ids.len(), trainable);
     }
+}
+
+/// Where the turn `turn`, which begins at byte `start`, ends at the latest: where the conversation up
+/// to it ends, or else where the assistant's next turn `next` begins.
+fn end_of(
+    messages: &[Value],
+    turn: usize,
+    next: usize,
+    text: &str,
+    start: usize,
+    template: &ChatTemplate,
+) -> Result<usize, DataError> {
+    let so_far = template.render(&messages[..=turn], false)?;
+    if text.starts_with(&so_far) {
+        return Ok(so_far.len().max(start));
+    }
+    start_of(messages, next, text, start, template)
 }
 
 /// Where, in the rendered conversation `text`, the turn `turn` begins; not before byte `from`.

@@ -261,7 +261,11 @@ mod tests {
         let spec = spec(json!({ "tie_word_embeddings": "(absent)", "eos_token_id": [1, 2] }));
         assert!(!spec.tied_head);
         assert_eq!(spec.eos_ids, [1, 2]);
-        assert!(self::spec(json!({ "eos_token_id": null })).eos_ids.is_empty());
+        assert!(
+            self::spec(json!({ "eos_token_id": null }))
+                .eos_ids
+                .is_empty()
+        );
     }
 
     #[test]
@@ -271,7 +275,10 @@ mod tests {
             ("attention_dropout", json!(0.1)),
             ("hidden_act", json!("gelu")),
             ("use_sliding_window", json!(true)),
-            ("layer_types", json!(["full_attention", "sliding_attention"])),
+            (
+                "layer_types",
+                json!(["full_attention", "sliding_attention"]),
+            ),
             ("quantization_config", json!({"bits": 4})),
             ("num_experts", json!(8)),
             ("hidden_size", json!("1024")),

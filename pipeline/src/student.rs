@@ -80,7 +80,7 @@ impl Student {
     }
 
     /// The options of the adapter, as JSON: part of what a token store is made under.
-    pub fn options(&self) -> serde_json::Value {
+    pub fn options(&self) -> Value {
         serde_json::json!({ "objective": self.plan.objective, "decode": self.plan.decode })
     }
 
