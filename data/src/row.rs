@@ -88,13 +88,14 @@ pub(crate) fn kind_of(value: &Value) -> &'static str {
     }
 }
 
-/// The field `path` of a row. A field of exactly that name comes first; otherwise a dot goes down.
+/// The field `path` of a row: a dot goes down, unless it is part of a name. Of several readings the
+/// one with the longest first name counts.
 pub(crate) fn field<'a>(value: &'a Value, path: &str) -> Option<&'a Value> {
     if let Some(found) = value.get(path) {
         return Some(found);
     }
-    path.split('.')
-        .try_fold(value, |value, name| value.get(name))
+    path.rmatch_indices('.')
+        .find_map(|(at, _)| field(value.get(&path[..at])?, &path[at + 1..]))
 }
 
 /// The names of a row's fields, for messages.

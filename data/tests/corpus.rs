@@ -17,7 +17,9 @@ fn row(question: &str, response: &str) -> String {
 
 fn warnings(corpus: &Corpus) -> Vec<(&str, &[u64])> {
     let pairs = corpus.warnings.iter();
-    pairs.map(|w| (w.what.as_str(), w.rows.as_slice())).collect()
+    pairs
+        .map(|w| (w.what.as_str(), w.rows.as_slice()))
+        .collect()
 }
 
 #[test]
@@ -50,7 +52,9 @@ fn one_conversation_in_four_formats_is_one_example() {
     let tokenised = json!({
         "input_ids": example.ids, "prompt_length": example.prompt_len, "answer": 4,
     });
-    let corpus = folder.load(&folder.data("d.jsonl", &tokenised.to_string())).unwrap();
+    let corpus = folder
+        .load(&folder.data("d.jsonl", &tokenised.to_string()))
+        .unwrap();
     assert_eq!(corpus.examples[0], *example);
     assert_eq!(example.answer.as_deref(), Some("4"));
 }
@@ -87,7 +91,10 @@ fn too_long_can_be_dropped_or_refused() {
     assert_eq!(warnings(&corpus)[0].1, [1]);
     plan.too_long = TooLong::Error;
     let message = folder.load(&plan).unwrap_err().to_string();
-    assert!(message.contains("d.jsonl:2: ") && message.contains("data.max_tokens = 60"), "{message}");
+    assert!(
+        message.contains("d.jsonl:2: ") && message.contains("data.max_tokens = 60"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -95,16 +102,24 @@ fn an_empty_mask_is_counted_and_none_left_is_an_error() {
     let folder = Folder::new("qwen3");
     let empty = json!({ "input_ids": [1, 2], "prompt_length": 2 }).to_string() + "\n";
     let good = json!({ "input_ids": [1, 2], "prompt_length": 1 }).to_string() + "\n";
-    let corpus = folder.load(&folder.data("d.jsonl", &format!("{empty}{good}{empty}"))).unwrap();
+    let corpus = folder
+        .load(&folder.data("d.jsonl", &format!("{empty}{good}{empty}")))
+        .unwrap();
     assert_eq!(corpus.examples.len(), 1);
     let expected: &[(&str, &[u64])] = &[("no trainable token, left out", &[0, 2])];
     assert_eq!(warnings(&corpus), expected);
     let message = folder.refused(&empty);
-    assert_eq!(message, "d.jsonl: no example is left (1 rows: no trainable token, left out)");
+    assert_eq!(
+        message,
+        "d.jsonl: no example is left (1 rows: no trainable token, left out)"
+    );
     let mut plan = folder.data("d.jsonl", &row("a long question", "b"));
     plan.max_tokens = 3;
     let message = folder.load(&plan).unwrap_err().to_string();
-    assert!(message.contains("no trainable token left after truncation"), "{message}");
+    assert!(
+        message.contains("no trainable token left after truncation"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -112,12 +127,30 @@ fn broken_rows_are_named_with_what_was_expected() {
     let folder = Folder::new("qwen3");
     let good = row("a", "b");
     for (text, expected) in [
-        (format!("{good}{{\"question\": 1}}\n"), "d.jsonl:2: question: expected a text, found a number"),
-        (format!("{good}{{\"question\": \n"), "d.jsonl:2: broken JSON at column "),
-        (format!("{good}[1]\n"), "d.jsonl:2: expected one JSON object per line, found a list"),
-        ("{\"prompt\": \"a\"}\n".into(), "d.jsonl:1: the fields prompt are those of no known format"),
-        (format!("{good}{{\"question\": \"a\"}}\n"), "d.jsonl:2: no assistant message"),
-        ("{\"messages\": []}".into(), "d.jsonl:1: messages: expected a list with at least one"),
+        (
+            format!("{good}{{\"question\": 1}}\n"),
+            "d.jsonl:2: question: expected a text, found a number",
+        ),
+        (
+            format!("{good}{{\"question\": \n"),
+            "d.jsonl:2: broken JSON at column ",
+        ),
+        (
+            format!("{good}[1]\n"),
+            "d.jsonl:2: expected one JSON object per line, found a list",
+        ),
+        (
+            "{\"prompt\": \"a\"}\n".into(),
+            "d.jsonl:1: the fields prompt are those of no known format",
+        ),
+        (
+            format!("{good}{{\"question\": \"a\"}}\n"),
+            "d.jsonl:2: no assistant message",
+        ),
+        (
+            "{\"messages\": []}".into(),
+            "d.jsonl:1: messages: expected a list with at least one",
+        ),
         (
             "{\"messages\": [{\"role\": \"user\"}]}".into(),
             "d.jsonl:1: messages.0.content: expected a text, found nothing",
@@ -126,9 +159,18 @@ fn broken_rows_are_named_with_what_was_expected() {
             "{\"conversations\": [{\"from\": \"alien\", \"value\": \"\"}]}".into(),
             "d.jsonl:1: conversations.0.from: unknown speaker \"alien\"",
         ),
-        ("{\"input_ids\": [1, -2], \"prompt_length\": 1}".into(), "d.jsonl:1: input_ids.1: -2 is no token id"),
-        ("{\"input_ids\": [1, 2]}".into(), "d.jsonl:1: has no field prompt_length"),
-        ("{\"input_ids\": [1, 2], \"prompt_length\": 3}".into(), "d.jsonl:1: prompt_length: 3 of 2"),
+        (
+            "{\"input_ids\": [1, -2], \"prompt_length\": 1}".into(),
+            "d.jsonl:1: input_ids.1: -2 is no token id",
+        ),
+        (
+            "{\"input_ids\": [1, 2]}".into(),
+            "d.jsonl:1: has no field prompt_length",
+        ),
+        (
+            "{\"input_ids\": [1, 2], \"prompt_length\": 3}".into(),
+            "d.jsonl:1: prompt_length: 3 of 2",
+        ),
         (
             "{\"input_ids\": [1, 2], \"prompt_length\": 1, \"weights\": [1]}".into(),
             "d.jsonl:1: weights: 1 for 2 input_ids",
@@ -149,11 +191,17 @@ fn broken_rows_are_named_with_what_was_expected() {
         ("\n\n".into(), "d.jsonl: the file has no rows"),
     ] {
         let message = folder.refused(&text);
-        assert!(message.starts_with(expected), "found    {message}\nexpected {expected}");
+        assert!(
+            message.starts_with(expected),
+            "found    {message}\nexpected {expected}"
+        );
     }
     let missing = DataPlan::new(folder.folder.path().join("none.jsonl"));
     let message = folder.load(&missing).unwrap_err().to_string();
-    assert!(folder.short(&message).starts_with("none.jsonl: "), "{message}");
+    assert!(
+        folder.short(&message).starts_with("none.jsonl: "),
+        "{message}"
+    );
 }
 
 #[test]
@@ -163,7 +211,10 @@ fn a_tokenizer_that_does_not_fit_the_model_is_refused() {
     let tokenizer = folder.tokenizer();
     let error = t3s_data::load_corpus(&plan, &tokenizer, 100, &after_hash).unwrap_err();
     let message = error.to_string();
-    assert!(message.contains("tokenizer.json") && message.contains("vocab_size"), "{message}");
+    assert!(
+        message.contains("tokenizer.json") && message.contains("vocab_size"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -175,7 +226,10 @@ fn rows_are_filtered_and_fields_go_down() {
         });
         row.to_string() + "\n"
     };
-    let mut plan = folder.data("d.jsonl", &(row(true, "a") + &row(false, "b") + &row(true, "c")));
+    let mut plan = folder.data(
+        "d.jsonl",
+        &(row(true, "a") + &row(false, "b") + &row(true, "c")),
+    );
     plan.fields = FieldNames {
         response: "175b.v.solution".into(),
         answer: "truth".into(),
@@ -192,11 +246,22 @@ fn rows_are_filtered_and_fields_go_down() {
         .iter()
         .map(|e| learnt(&tokenizer, &e.ids, &e.trainable).0.concat())
         .collect();
-    assert!(learnt[0].contains('a') && learnt[1].contains('c'), "{learnt:?}");
-    assert!(corpus.examples.iter().all(|e| e.answer.as_deref() == Some("7")));
+    assert!(
+        learnt[0].contains('a') && learnt[1].contains('c'),
+        "{learnt:?}"
+    );
+    assert!(
+        corpus
+            .examples
+            .iter()
+            .all(|e| e.answer.as_deref() == Some("7"))
+    );
     plan.fields.answer = "gold".into();
     let message = folder.load(&plan).unwrap_err().to_string();
-    assert!(message.contains("d.jsonl:1: has no field gold"), "{message}");
+    assert!(
+        message.contains("d.jsonl:1: has no field gold"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -211,7 +276,10 @@ fn hashes_follow_what_they_are_of() {
     assert_eq!(first.data, cut.data);
     assert_ne!(first.tokens, cut.tokens);
     let other = Folder::new("gemma");
-    let other = other.load(&other.data("d.jsonl", &row("a", "b"))).unwrap().hashes;
+    let other = other
+        .load(&other.data("d.jsonl", &row("a", "b")))
+        .unwrap()
+        .hashes;
     assert_eq!(first.tokenizer, other.tokenizer);
     assert_ne!(first.chat_template, other.chat_template);
 }
@@ -236,7 +304,10 @@ fn problems_are_prompts_with_a_gold_answer() {
         &after_hash,
     )
     .unwrap();
-    let answers: Vec<_> = problems.iter().map(|p| p.answer.as_deref().unwrap()).collect();
+    let answers: Vec<_> = problems
+        .iter()
+        .map(|p| p.answer.as_deref().unwrap())
+        .collect();
     assert_eq!(answers, ["3", "12", "5"]);
     let prompt = tokenizer.decode(&problems[2].prompt_ids, false).unwrap();
     assert_eq!(
@@ -270,6 +341,10 @@ fn real_solutions_are_read() {
     });
     let extract = |text: &str| Some(text.rsplit_once("A:")?.1.trim().to_owned());
     let corpus = t3s_data::load_corpus(&plan, &folder.tokenizer(), 500, &extract).unwrap();
-    assert!((80..150).contains(&corpus.examples.len()), "{}", corpus.examples.len());
+    assert!(
+        (80..150).contains(&corpus.examples.len()),
+        "{}",
+        corpus.examples.len()
+    );
     assert!(corpus.examples.iter().all(|e| e.answer.is_some()));
 }

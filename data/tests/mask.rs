@@ -28,7 +28,10 @@ fn masked(template: &str, turns: &[(&str, &str)]) -> (Vec<String>, String, Strin
     (learnt, text, prompt)
 }
 
-const ONE: [(&str, &str); 2] = [("user", "2 + 2?"), ("assistant", "<think>\nhm\n</think>\n\n4")];
+const ONE: [(&str, &str); 2] = [
+    ("user", "2 + 2?"),
+    ("assistant", "<think>\nhm\n</think>\n\n4"),
+];
 
 #[test]
 fn qwen3_keeps_its_reasoning() {
@@ -59,9 +62,15 @@ fn qwen3_cuts_the_reasoning_of_earlier_turns() {
         ],
     );
     // What is learnt of the first turn is what is left of it.
-    assert_eq!(learnt, ["4<|im_end|>", "<think>\nso\n</think>\n\n7<|im_end|>"]);
+    assert_eq!(
+        learnt,
+        ["4<|im_end|>", "<think>\nso\n</think>\n\n7<|im_end|>"]
+    );
     assert!(text.starts_with("<|im_start|>system\nBe brief.<|im_end|>\n"));
-    assert!(prompt.ends_with("4<|im_end|>\n<|im_start|>user\nAnd 3?<|im_end|>\n<|im_start|>assistant\n"));
+    assert!(
+        prompt
+            .ends_with("4<|im_end|>\n<|im_start|>user\nAnd 3?<|im_end|>\n<|im_start|>assistant\n")
+    );
 }
 
 #[test]
@@ -74,7 +83,12 @@ fn what_comes_after_the_last_answer_is_left_out() {
 
 #[test]
 fn llama3_needs_no_generation_tags() {
-    let turns = [ONE[0], ("assistant", " 4 "), ("user", "And 3?"), ("assistant", "7")];
+    let turns = [
+        ONE[0],
+        ("assistant", " 4 "),
+        ("user", "And 3?"),
+        ("assistant", "7"),
+    ];
     let (learnt, text, prompt) = masked("llama3", &turns);
     assert_eq!(learnt, ["4<|eot_id|>", "7<|eot_id|>"]);
     assert!(text.starts_with("<bos><|start_header_id|>system<|end_header_id|>\n\nToday Date: "));
@@ -83,10 +97,17 @@ fn llama3_needs_no_generation_tags() {
 
 #[test]
 fn gemma_calls_the_assistant_model() {
-    let turns = [ONE[0], ("assistant", "4"), ("user", "And 3?"), ("assistant", "7")];
+    let turns = [
+        ONE[0],
+        ("assistant", "4"),
+        ("user", "And 3?"),
+        ("assistant", "7"),
+    ];
     let (learnt, text, _) = masked("gemma", &turns);
     assert_eq!(learnt, ["4<end_of_turn>", "7<end_of_turn>"]);
-    assert!(text.starts_with("<bos><start_of_turn>user\n2 + 2?<end_of_turn>\n<start_of_turn>model\n"));
+    assert!(
+        text.starts_with("<bos><start_of_turn>user\n2 + 2?<end_of_turn>\n<start_of_turn>model\n")
+    );
 }
 
 #[test]
@@ -104,7 +125,12 @@ fn a_template_may_refuse() {
 
 #[test]
 fn turns_without_a_special_token_end_where_the_next_message_begins() {
-    let turns = [("user", "a"), ("assistant", "bcd"), ("user", "e"), ("assistant", "f")];
+    let turns = [
+        ("user", "a"),
+        ("assistant", "bcd"),
+        ("user", "e"),
+        ("assistant", "f"),
+    ];
     let (learnt, text, _) = masked("plain", &turns);
     assert_eq!(text, "user: a\nassistant: bcd\nuser: e\nassistant: f\n");
     assert_eq!(learnt, ["bcd\n", "f\n"]);

@@ -4,7 +4,10 @@ use std::{fs, path::Path, process::Command};
 
 use proptest::prelude::*;
 use t3s_core::{Fingerprint, TokenTable, TokenWeights, corpus::CorpusHashes, table::Sketch};
-use t3s_data::{DataError, store::{StoreMeta, expect, read_selection, read_table, write_selection, write_table}};
+use t3s_data::{
+    DataError,
+    store::{StoreMeta, expect, read_selection, read_table, write_selection, write_table},
+};
 
 fn meta(data: &str) -> StoreMeta {
     let of = |text: &str| Fingerprint::of_bytes(text.as_bytes());
@@ -30,15 +33,35 @@ fn table(lengths: &[usize], sketch: usize) -> TokenTable {
     for length in lengths {
         offsets.push(offsets.last().unwrap() + *length as u32);
     }
-    let number = |scale: f32| (0..n).map(|i| -scale * (i as f32 + 0.1).sqrt()).collect::<Vec<_>>();
+    let number = |scale: f32| {
+        (0..n)
+            .map(|i| -scale * (i as f32 + 0.1).sqrt())
+            .collect::<Vec<_>>()
+    };
     let positions = lengths.iter().flat_map(|n| 4..4 + *n as u32).collect();
-    let mut table =
-        TokenTable::new(ids, offsets, (0..n as u32).collect(), positions, vec![true; n]).unwrap();
+    let mut table = TokenTable::new(
+        ids,
+        offsets,
+        (0..n as u32).collect(),
+        positions,
+        vec![true; n],
+    )
+    .unwrap();
     table.insert("logp", number(1.0)).unwrap();
-    table.insert("rank", (0..n).map(|i| (i * 7 % 50) as f32).collect()).unwrap();
+    table
+        .insert("rank", (0..n).map(|i| (i * 7 % 50) as f32).collect())
+        .unwrap();
     if sketch > 0 {
         let values = (0..n * sketch).map(|i| i as f32 / 8.0).collect();
-        table.insert_sketch("sketch", Sketch { width: sketch, values }).unwrap();
+        table
+            .insert_sketch(
+                "sketch",
+                Sketch {
+                    width: sketch,
+                    values,
+                },
+            )
+            .unwrap();
     }
     table
 }
@@ -79,11 +102,20 @@ fn damaged_and_foreign_files_are_errors() {
     let path = folder.path().join("s.parquet");
     assert!(matches!(read_table(&path), Err(DataError::Io { .. })));
     write_table(&path, &table(&[5, 3], 0), &meta("a")).unwrap();
-    assert!(read_selection(&path).unwrap_err().to_string().contains("not a selection"));
+    assert!(
+        read_selection(&path)
+            .unwrap_err()
+            .to_string()
+            .contains("not a selection")
+    );
     let bytes = fs::read(&path).unwrap();
     for cut in [0, 1, 8, bytes.len() / 2, bytes.len() - 1] {
         fs::write(&path, &bytes[..cut]).unwrap();
-        assert!(refused(&path).contains("not a whole Parquet file"), "{}", refused(&path));
+        assert!(
+            refused(&path).contains("not a whole Parquet file"),
+            "{}",
+            refused(&path)
+        );
     }
     fs::write(&path, "not parquet at all").unwrap();
     assert!(refused(&path).contains("not a whole Parquet file"));
@@ -103,9 +135,17 @@ fn a_store_of_other_data_is_refused_by_what_differs() {
     assert!(expect(path, &meta("a"), &meta("a")).is_ok());
     let mut other = meta("a");
     other.weights = Fingerprint::of_bytes(b"other weights");
-    assert!(expect(path, &other, &meta("a")).is_ok(), "each checkpoint has its own weights");
-    let message = expect(path, &meta("b"), &meta("a")).unwrap_err().to_string();
-    assert!(message.starts_with("s.parquet: its data file is not the one expected"), "{message}");
+    assert!(
+        expect(path, &other, &meta("a")).is_ok(),
+        "each checkpoint has its own weights"
+    );
+    let message = expect(path, &meta("b"), &meta("a"))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        message.starts_with("s.parquet: its data file is not the one expected"),
+        "{message}"
+    );
     let mut other = meta("a");
     other.hashes.chat_template = Fingerprint::of_bytes(b"x");
     let message = expect(path, &other, &meta("a")).unwrap_err().to_string();
@@ -127,12 +167,18 @@ fn pandas_reads_a_store_in_one_line() {
     let script = "import sys, pandas; t = pandas.read_parquet(sys.argv[1]); \
                   print(list(t.columns), len(t), t.example.tolist(), t['rank'].tolist(), \
                   [list(map(float, s)) for s in t.sketch][:2])";
-    let output = Command::new(&python).args(["-c", script]).arg(&path).output();
+    let output = Command::new(&python)
+        .args(["-c", script])
+        .arg(&path)
+        .output();
     let output = match output {
         Ok(output) if output.status.success() => output,
         Ok(output) => {
             let error = String::from_utf8_lossy(&output.stderr);
-            assert!(error.contains("ModuleNotFoundError") || error.contains("ImportError"), "{error}");
+            assert!(
+                error.contains("ModuleNotFoundError") || error.contains("ImportError"),
+                "{error}"
+            );
             eprintln!("SKIPPED: Python has no pandas with pyarrow");
             return;
         }

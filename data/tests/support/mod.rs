@@ -46,7 +46,10 @@ impl Folder {
             .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
             .show_progress(false)
             .build();
-        let texts = ["What is two and two? It is four.\n\n", "user assistant model system\n"];
+        let texts = [
+            "What is two and two? It is four.\n\n",
+            "user assistant model system\n",
+        ];
         let texts = texts.iter().cycle().take(20).map(|t| (*t).to_owned());
         tokenizer
             .train(&mut TrainerWrapper::BpeTrainer(trainer), texts)
@@ -57,7 +60,11 @@ impl Folder {
         let path = folder.path().join("tokenizer.json");
         tokenizer.save(path, false).unwrap();
         let config = json!({ "bos_token": { "content": "<bos>" }, "eos_token": "<|im_end|>" });
-        fs::write(folder.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+        fs::write(
+            folder.path().join("tokenizer_config.json"),
+            config.to_string(),
+        )
+        .unwrap();
         let source = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
             .join("tests/templates")
             .join(format!("{template}.jinja"));
