@@ -34,7 +34,7 @@ impl SelectionStrategy for All {
         _cx: &SelectContext<'_>,
         out: &mut [f32],
     ) -> Result<(), ComponentError> {
-        weigh(tokens, out, |_| true);
+        weigh(tokens, out, |_| 1.0);
         Ok(())
     }
 }

@@ -3,11 +3,13 @@
 use serde::{Deserialize, Serialize};
 use t3s_core::{
     ComponentError, Declaration, SelectContext, SelectionStrategy, SignalRef, TokenView, When,
-    register_strategy, strategy::budget,
+    register_strategy,
 };
 
-use super::{Competition, places, scopes};
-use crate::Share;
+use crate::{
+    Share,
+    ranking::{Competition, Weights, split},
+};
 
 /// Takes `budget(share, n)` of `n` response tokens out of the loss, each set equally likely. Which
 /// ones depends on the seed, the example and the position, never on where a row stands.
@@ -55,18 +57,9 @@ impl SelectionStrategy for Random {
         out: &mut [f32],
     ) -> Result<(), ComponentError> {
         let rng = cx.rng("random-selection");
-        let places = places(tokens);
-        out.fill(0.0);
-        for mut rows in scopes(tokens, self.scope) {
-            rows.sort_unstable_by_key(|row| {
-                let (example, position) = places[*row];
-                (rng.bits(example, u64::from(position)), example, position)
-            });
-            let removed = budget(self.share.get(), rows.len());
-            for row in &rows[removed..] {
-                out[*row] = 1.0;
-            }
-        }
+        let positions = tokens.positions();
+        let key = |example, row: usize| rng.bits(example, u64::from(positions[row]));
+        split(tokens, self.scope, self.share, key, Weights::DROP, out);
         Ok(())
     }
 }

@@ -3,33 +3,25 @@
 use serde::{Deserialize, Serialize};
 use t3s_core::{
     ComponentError, Declaration, SelectContext, SelectionStrategy, SignalRef, TokenView, When,
-    register_strategy, strategy::budget,
+    register_strategy, strategy::Scope,
 };
 
-use super::{Competition, places, scopes};
-use crate::Share;
-
-/// Which end of the order leaves the loss.
-#[derive(
-    Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
-)]
-#[serde(rename_all = "kebab-case")]
-pub enum Mask {
-    /// The tokens with the highest signal.
-    #[default]
-    High,
-    /// Those with the lowest.
-    Low,
-}
+use super::{keep, weigh};
+use crate::{
+    Share,
+    ranking::{Competition, End, Weights, split},
+};
 
 /// `[static-mask]` in docs/equations.md.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct StaticConfidence {
     /// Which end leaves the loss.
-    pub mask: Mask,
+    pub mask: End,
     /// Share of the response tokens that leaves it; exact to the token, rounded up.
     pub share: Share,
+    /// In place of the share: what is above it (`mask = "high"`) or below it (`"low"`) leaves.
+    pub threshold: Option<f32>,
     /// Who competes with whom.
     pub scope: Competition,
     /// What tokens are ordered by.
@@ -39,14 +31,15 @@ pub struct StaticConfidence {
 register_strategy!(
     "static-confidence",
     StaticConfidence,
-    "without the share of tokens of highest or lowest confidence (mask, share, scope, signal)"
+    "without the share of tokens of highest or lowest confidence (mask, share, threshold, scope, signal)"
 );
 
 impl Default for StaticConfidence {
     fn default() -> Self {
         Self {
-            mask: Mask::High,
+            mask: End::High,
             share: Share::try_from(0.2).expect("0.2 is a share"),
+            threshold: None,
             scope: Competition::Global,
             signal: "logp@base".to_owned(),
         }
@@ -63,10 +56,13 @@ impl SelectionStrategy for StaticConfidence {
     }
 
     fn declare(&self) -> Declaration {
-        let declaration = Declaration::new(self.scope.into()).removes(self.share.get());
+        let declaration = match self.threshold {
+            Some(_) => Declaration::new(Scope::PerExample),
+            None => Declaration::new(self.scope.into()).removes(self.share.get()),
+        };
         match self.mask {
-            Mask::High => declaration.falling(&self.signal),
-            Mask::Low => declaration.rising(&self.signal),
+            End::High => declaration.falling(&self.signal),
+            End::Low => declaration.rising(&self.signal),
         }
     }
 
@@ -77,23 +73,14 @@ impl SelectionStrategy for StaticConfidence {
         out: &mut [f32],
     ) -> Result<(), ComponentError> {
         let scores = tokens.numbers(&self.signal)?;
-        let places = places(tokens);
-        out.fill(0.0);
-        for mut rows in scopes(tokens, self.scope) {
-            // What leaves comes first; equals in the order of example and position. Adding 0 makes
-            // one number of both zeros.
-            rows.sort_unstable_by(|a, b| {
-                let (low, high) = match self.mask {
-                    Mask::High => (*b, *a),
-                    Mask::Low => (*a, *b),
-                };
-                (scores[low] + 0.0)
-                    .total_cmp(&(scores[high] + 0.0))
-                    .then(places[*a].cmp(&places[*b]))
-            });
-            let removed = budget(self.share.get(), rows.len());
-            for row in &rows[removed..] {
-                out[*row] = 1.0;
+        match (self.threshold, self.mask) {
+            (Some(threshold), End::High) => {
+                weigh(tokens, out, |row| keep(scores[row] <= threshold))
+            }
+            (Some(threshold), End::Low) => weigh(tokens, out, |row| keep(scores[row] >= threshold)),
+            (None, mask) => {
+                let key = |_, row: usize| mask.key(scores[row]);
+                split(tokens, self.scope, self.share, key, Weights::DROP, out);
             }
         }
         Ok(())
