@@ -2,10 +2,20 @@
 
 pub mod all;
 pub mod anchors;
+pub mod dft;
+mod excess;
+pub mod focal;
+pub mod forking;
+pub mod gradient_norm;
+pub mod gradient_sketch;
 pub mod inverse_t3s;
+pub mod profit;
 pub mod random;
+pub mod rho_1;
+pub mod sstoken;
 pub mod static_confidence;
 pub mod t3s;
+pub mod token_cleaning;
 
 use t3s_core::TokenView;
 
