@@ -9,7 +9,7 @@ use t3s_core::{
 #[test]
 fn with_default_options() {
     let linked = Registry::linked().expect("no clash");
-    for (kind, expected) in [(Kind::Signal, 4), (Kind::Strategy, 5)] {
+    for (kind, expected) in [(Kind::Signal, 10), (Kind::Strategy, 14)] {
         match laws::registry(&linked, kind) {
             Ok(count) => assert_eq!(count, expected, "{kind}"),
             Err(broken) => panic!("{broken}"),

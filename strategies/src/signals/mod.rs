@@ -1,9 +1,17 @@
 //! Confidence signals: one score per token, from recorded columns.
 
+pub mod anchor_alignment;
 pub mod delta_logp;
 pub mod entropy;
+pub mod grad_norm;
 pub mod logp;
+pub mod mean_alignment;
 pub mod rank;
+pub mod sketch_norm;
+pub mod sketches;
+mod trajectory;
+pub mod trajectory_rise;
+pub mod trajectory_slope;
 
 use serde::{Deserialize, Serialize};
 use t3s_core::{CheckpointRef, ComponentError, TokenView};
