@@ -284,6 +284,9 @@ pub enum Task {
         /// Who tells the solution
         #[arg(long, value_enum, default_value = "student")]
         style: StyleArg,
+        /// What every question begins with
+        #[arg(long, default_value = "")]
+        prefix: String,
         /// Problems that are never among the others
         #[arg(long)]
         held_out: bool,

@@ -8,7 +8,7 @@
 set -euo pipefail
 data=$(cd "${1:?usage: run.sh FOLDER with the GSM8K files}" && pwd)
 cd "$(dirname "$0")"
-if [ -n "${T3S:-}" ]; then t3s() { "$T3S" "$@"; } else t3s() { cargo run --quiet --release --package t3s -- "$@"; }; fi
+if [ -n "${T3S:-}" ]; then t3s() { "$T3S" "$@"; }; else t3s() { cargo run --quiet --release --package t3s -- "$@"; }; fi
 for file in train.jsonl test.jsonl example_model_solutions.jsonl; do
   [ -f "$data/$file" ] || { echo "$data/$file is missing" >&2; exit 2; }
 done

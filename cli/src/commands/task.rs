@@ -13,6 +13,7 @@ pub fn run(args: &TaskArgs) -> Result<(), Failure> {
     let Task::Arithmetic {
         rows,
         style,
+        prefix,
         held_out,
         seed,
         out,
@@ -28,7 +29,11 @@ pub fn run(args: &TaskArgs) -> Result<(), Failure> {
     };
     atomic::write(out, |file| {
         for index in 0..*rows {
-            serde_json::to_writer(&mut *file, &row(*seed, split, style, index))?;
+            let mut row = row(*seed, split, style, index);
+            if let Some(question) = row["question"].as_str() {
+                row["question"] = format!("{prefix}{question}").into();
+            }
+            serde_json::to_writer(&mut *file, &row)?;
             file.write_all(b"\n")?;
         }
         Ok(())

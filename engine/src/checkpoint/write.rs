@@ -1,6 +1,11 @@
 //! Tensors into a safetensors file, one at a time.
 
-use std::{borrow::Cow, collections::HashMap, path::Path};
+use std::{
+    borrow::Cow,
+    collections::HashMap,
+    fs::{self, File},
+    path::Path,
+};
 
 use candle_core::{DType, Device, Tensor};
 use safetensors::{Dtype, SafeTensorError, View, serialize, tensor::serialize_to_file};
@@ -17,7 +22,15 @@ pub fn write_tensors<'t>(
     path: &Path,
     tensors: impl IntoIterator<Item = (String, &'t Tensor)>,
 ) -> Result<(), EngineError> {
-    serialize_to_file(views(tensors)?, Some(metadata()), path).map_err(|e| cannot_write(path, e))
+    // The library's file is readable by its owner alone; a checkpoint is for everyone whom the
+    // user's umask lets read.
+    let io = |source| EngineError::io(path, source);
+    let permissions = File::create(path)
+        .and_then(|file| Ok(file.metadata()?.permissions()))
+        .map_err(io)?;
+    serialize_to_file(views(tensors)?, Some(metadata()), path)
+        .map_err(|e| cannot_write(path, e))?;
+    fs::set_permissions(path, permissions).map_err(io)
 }
 
 /// Writes `tensors` as f32 into the file `path`, whole or not at all.
