@@ -1,6 +1,7 @@
 //! The response mask on templates of several families: exactly what the assistant wrote is learnt,
 //! with the token that ends its turn.
 
+#[expect(dead_code, reason = "used in part")]
 mod support;
 
 use proptest::prelude::*;

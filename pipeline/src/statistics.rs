@@ -27,8 +27,16 @@ pub fn wilson(successes: u64, n: u64) -> Interval {
     let spread = Z * (share * (1.0 - share) / n + Z * Z / (4.0 * n * n)).sqrt();
     let scale = 1.0 + Z * Z / n;
     Interval {
-        low: ((centre - spread) / scale).max(0.0),
-        high: ((centre + spread) / scale).min(1.0),
+        // The ends are reached exactly; rounding would leave 1e-18 of a chance.
+        low: match successes {
+            0 => 0.0,
+            _ => ((centre - spread) / scale).max(0.0),
+        },
+        high: if share == 1.0 {
+            1.0
+        } else {
+            ((centre + spread) / scale).min(1.0)
+        },
     }
 }
 

@@ -1,7 +1,5 @@
 //! A small tokenizer with the special tokens of several families, and a folder to put things in.
 
-#![expect(dead_code, reason = "each test file uses its part")]
-
 use std::{fs, path::PathBuf};
 
 use serde_json::json;
