@@ -157,7 +157,7 @@ mod tests {
         assert_eq!(bytes.len(), 8 + 4 + 15 + 4);
         // RFC 3720: the CRC-32C of 32 zero bytes is 0x8a9136aa.
         let crc: u32 = 0x8a91_36aa;
-        let masked = ((crc >> 15) | (crc << 17)).wrapping_add(0xa282_ead8);
+        let masked = crc.rotate_right(15).wrapping_add(0xa282_ead8);
         assert_eq!(masked_crc(&[0; 32]), masked);
     }
 

@@ -137,7 +137,7 @@ impl Training<'_> {
             stage: self.stage.to_owned(),
             step: report.step,
             steps: self.plan.steps,
-            epoch: report.epoch as f64,
+            epoch: report.epoch,
             loss: report.loss,
             learning_rate: report.learning_rate,
             grad_norm: report.grad_norm,
