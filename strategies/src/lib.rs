@@ -1,6 +1,7 @@
 //! The built-in signals and strategies, one file each. A new one starts as a copy of one of these.
 
 pub mod current;
+pub mod inner;
 pub mod ranking;
 pub mod rules;
 pub mod share;

@@ -2,20 +2,27 @@
 
 pub mod all;
 pub mod anchors;
+mod combine;
 pub mod dft;
 mod excess;
 pub mod focal;
 pub mod forking;
 pub mod gradient_norm;
 pub mod gradient_sketch;
+pub mod intersect;
 pub mod inverse_t3s;
+pub mod invert;
+pub mod product;
 pub mod profit;
 pub mod random;
 pub mod rho_1;
+pub mod schedule;
+pub mod shuffled;
 pub mod sstoken;
 pub mod static_confidence;
 pub mod t3s;
 pub mod token_cleaning;
+pub mod union;
 
 use t3s_core::TokenView;
 
