@@ -26,6 +26,7 @@ const EMPTY_AFTER_CUT: &str = "no trainable token left after truncation, left ou
 const EMPTY: &str = "no trainable token, left out";
 const FILTERED: &str = "not what data.filter asks for, left out";
 const REPEATED: &str = "the same tokens as an earlier row";
+const BLANK: &str = "a blank response, of which only the end is learnt";
 const NO_ANSWER: &str = "no gold answer";
 
 /// Reads, templates, tokenises, masks and truncates the rows of `plan` for a model with `vocab` ids.
@@ -52,6 +53,7 @@ pub fn load_corpus(
         examples: Vec::new(),
         warnings: BTreeMap::new(),
         seen: BTreeSet::new(),
+        filter_field_seen: false,
     };
     for row in limited(path, plan.limit)? {
         loading.add(&row?)?;
@@ -72,7 +74,13 @@ pub(crate) fn limited(
 pub(crate) fn passes(row: RowReader<'_>, filter: Option<&RowFilter>) -> bool {
     filter.is_none_or(|filter| {
         let wanted = serde_json::to_value(&filter.equals).unwrap_or_default();
-        row.field(&filter.field) == Some(&wanted)
+        row.field(&filter.field).is_some_and(|found| {
+            // 1 and 1.0 are one number.
+            match (found.as_f64(), wanted.as_f64()) {
+                (Some(found), Some(wanted)) => found == wanted,
+                _ => *found == wanted,
+            }
+        })
     })
 }
 
@@ -85,6 +93,7 @@ struct Loading<'l> {
     examples: Vec<Example>,
     warnings: BTreeMap<&'static str, Vec<u64>>,
     seen: BTreeSet<Fingerprint>,
+    filter_field_seen: bool,
 }
 
 impl Loading<'_> {
@@ -93,6 +102,9 @@ impl Loading<'_> {
             path: &self.plan.train,
             row,
         };
+        if let Some(filter) = &self.plan.filter {
+            self.filter_field_seen |= reader.field(&filter.field).is_some();
+        }
         if !passes(reader, self.plan.filter.as_ref()) {
             self.warn(FILTERED, row.index);
             return Ok(());
@@ -150,7 +162,7 @@ impl Loading<'_> {
     }
 
     fn conversation(
-        &self,
+        &mut self,
         row: RowReader<'_>,
         mut messages: Vec<serde_json::Value>,
         answer: Option<String>,
@@ -166,6 +178,9 @@ impl Loading<'_> {
         add_system(&mut messages, &self.plan.system);
         let response = messages.iter().rev().find(|m| m["role"] == "assistant");
         let response = response.and_then(|m| m["content"].as_str());
+        if response.is_some_and(|text| text.trim().is_empty()) {
+            self.warn(BLANK, row.row.index);
+        }
         let answer = gold_answer(answer.as_deref(), response, self.extract_answer);
         let Tokenized {
             ids,
@@ -217,6 +232,13 @@ impl Loading<'_> {
 
     fn finish(mut self, data: Fingerprint) -> Result<Corpus, DataError> {
         let path = &self.plan.train;
+        if let (Some(filter), false) = (&self.plan.filter, self.filter_field_seen) {
+            let field = &filter.field;
+            return Err(DataError::file(
+                path,
+                format!("no row has the field {field} that data.filter names"),
+            ));
+        }
         if self.examples.is_empty() {
             let reasons: Vec<String> = self
                 .warnings

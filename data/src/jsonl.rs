@@ -89,8 +89,12 @@ impl JsonlRows {
             // serde counts lines within the text it was given; there is one.
             let reason = e.to_string();
             let reason = reason.split(" at line ").next().unwrap_or_default();
+            let hint = match ["NaN", "Infinity"].iter().any(|word| text.contains(word)) {
+                true => " (NaN and Infinity are no JSON)",
+                false => "",
+            };
             error(format!(
-                "broken JSON at column {}: {reason}; expected one JSON object on this line",
+                "broken JSON at column {}: {reason}{hint}; expected one JSON object on this line",
                 e.column()
             ))
         })?;

@@ -61,8 +61,13 @@ pub fn tokenize(messages: &[Value], tokenizer: &Tokenizer) -> Result<Tokenized, 
             out.prompt_len = out.ids.len();
         }
         let ids = tokenizer.encode(&text[start..bound])?;
-        let special = ids.iter().position(|id| tokenizer.is_special(*id));
-        let n = special.map_or(ids.len(), |at| at + 1);
+        let closing = closing_of(messages, *turn, &text[start..bound], template)?;
+        // What is said may hold special tokens itself; the one that closes the turn comes after.
+        let said = tokenizer.encode(&text[start..bound - closing])?;
+        let is_special = |id: &u32| tokenizer.is_special(*id);
+        let inside = said.iter().filter(|id| is_special(id)).count();
+        let mut special = (0..ids.len()).filter(|at| is_special(&ids[*at]));
+        let n = special.nth(inside).map_or(ids.len(), |at| at + 1);
         out.push(&ids[..n], true);
         if *turn != last {
             out.push(&ids[n..], false);
@@ -96,6 +101,31 @@ fn end_of(
     start_of(messages, next, text, start, template)
 }
 
+/// How many bytes at the end of `rendered`, the turn `turn` as it stands in the conversation, the
+/// template wrote after the message's content: what stays when the content is another.
+fn closing_of(
+    messages: &[Value],
+    turn: usize,
+    rendered: &str,
+    template: &ChatTemplate,
+) -> Result<usize, DataError> {
+    // A letter that no text ends with.
+    const OTHER: &str = "\u{e000}";
+    let mut messages = messages.to_vec();
+    messages[turn]["content"] = OTHER.into();
+    let other = template.render(&messages, false)?;
+    // Of a turn in the middle, what comes after it is not the turn's.
+    let Some(at) = other.rfind(OTHER) else {
+        return Ok(0);
+    };
+    let after = &other[at + OTHER.len()..];
+    // Where the rendered turn ends inside `after`, its closing is a suffix of the one and a prefix
+    // of the other.
+    let longest = after.len().min(rendered.len());
+    let fits = |n: &usize| after.is_char_boundary(*n) && rendered.ends_with(&after[..*n]);
+    Ok((0..=longest).rev().find(fits).unwrap_or(0))
+}
+
 /// Where, in the rendered conversation `text`, the turn `turn` begins; not before byte `from`.
 fn start_of(
     messages: &[Value],
@@ -111,6 +141,13 @@ fn start_of(
     // The template renders earlier turns differently once later ones are there (a reasoning block
     // that is cut out, a date): what begins this turn is still the end of the prompt.
     let plain = template.render(&messages[..turn], false)?;
+    if text.starts_with(&plain) {
+        // The generation prompt writes more than the conversation does, such as an opened reasoning
+        // block: the turn begins where the two part.
+        let pairs = prompt.char_indices().zip(text.chars());
+        let parted = pairs.into_iter().find(|((_, a), b)| a != b);
+        return Ok(parted.map_or(text.len(), |((at, _), _)| at).max(from));
+    }
     let opening = prompt.strip_prefix(plain.as_str()).unwrap_or("");
     let content = messages[turn]["content"].as_str().unwrap_or("").trim();
     // Only what a template can have left of the content is looked for.

@@ -184,6 +184,10 @@ fn broken_rows_are_named_with_what_was_expected() {
             "d.jsonl:1: weights.1: 1e+99 is no weight",
         ),
         (
+            "{\"input_ids\": [1, 2], \"prompt_length\": 1, \"weights\": [0, NaN]}".into(),
+            "d.jsonl:1: broken JSON at column 58: expected value (NaN and Infinity are no JSON)",
+        ),
+        (
             "{\"input_ids\": [1, 500], \"prompt_length\": 1}".into(),
             "d.jsonl:1: token id 500, but the model's vocabulary ends at 500",
         ),
@@ -256,6 +260,16 @@ fn rows_are_filtered_and_fields_go_down() {
             .iter()
             .all(|e| e.answer.as_deref() == Some("7"))
     );
+    plan.filter = Some(RowFilter {
+        field: "is_right".into(),
+        equals: Value::Boolean(true),
+    });
+    let message = folder.load(&plan).unwrap_err().to_string();
+    assert!(
+        message.contains("no row has the field is_right"),
+        "{message}"
+    );
+    plan.filter = None;
     plan.fields.answer = "gold".into();
     let message = folder.load(&plan).unwrap_err().to_string();
     assert!(

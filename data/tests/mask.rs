@@ -138,6 +138,36 @@ fn turns_without_a_special_token_end_where_the_next_message_begins() {
 }
 
 #[test]
+fn special_tokens_inside_an_answer_do_not_end_it() {
+    let turns = [
+        ("user", "a"),
+        ("assistant", "one <|eot_id|> two"),
+        ("user", "b"),
+        ("assistant", "<start_of_turn>three<end_of_turn> four"),
+    ];
+    let (learnt, _, _) = masked("qwen3", &turns);
+    assert_eq!(
+        learnt,
+        [
+            "one <|eot_id|> two<|im_end|>",
+            "<think>\n\n</think>\n\n<start_of_turn>three<end_of_turn> four<|im_end|>"
+        ]
+    );
+}
+
+#[test]
+fn a_generation_prompt_may_open_what_the_conversation_does_not() {
+    let turns = [("user", "2 + 2?"), ("assistant", "4")];
+    let (learnt, text, prompt) = masked("opens_think", &turns);
+    assert_eq!(
+        text,
+        "<|im_start|>user\n2 + 2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>"
+    );
+    assert_eq!(learnt, ["4<|im_end|>"]);
+    assert!(prompt.ends_with("assistant\n"));
+}
+
+#[test]
 fn without_an_answer_everything_is_prompt() {
     let tokenizer = Folder::new("qwen3").tokenizer();
     let found = tokenize(&conversation(&ONE[..1]), &tokenizer).unwrap();

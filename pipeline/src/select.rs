@@ -317,6 +317,9 @@ pub fn select_offline(
     let mut tables: Vec<(CheckpointRef, TokenTable, StoreMeta)> = Vec::new();
     for (at, path) in stores {
         let (table, meta) = store::read_table(path).map_err(&error)?;
+        if let Some((_, _, first)) = tables.first() {
+            store::expect(path, &meta, first).map_err(&error)?;
+        }
         tables.push((at.clone(), table, meta));
     }
     let components = plan::selection_components(selection, signals, registry)?;

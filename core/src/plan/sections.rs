@@ -140,7 +140,7 @@ pub struct DataPlan {
     /// A system message put before every conversation that has none; empty: none.
     #[serde(default)]
     pub system: String,
-    /// Use only the first rows; 0: all.
+    /// Use only the first rows, counted before `filter`; 0: all.
     #[serde(default)]
     pub limit: usize,
     /// Row fields to read, where they are not called `question`, `answer`, `messages`, ...
