@@ -1,7 +1,19 @@
 //! Each rule against its definition, spelt out the slow way.
 
+mod combinators;
+mod losses;
+mod shares;
+mod t3s;
+mod weights;
+
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
-use t3s_core::{SelectContext, TokenTable, registry::Registry, toml};
+use t3s_core::{
+    ComponentError, SelectContext, TokenTable, When,
+    registry::{Registry, RegistryError},
+    toml,
+};
 
 /// One token of a random table: example, eligible, score.
 type Token = (u8, bool, f32);
@@ -34,6 +46,15 @@ fn table(name: &str, tokens: &[Token]) -> TokenTable {
 }
 
 fn select(name: &str, options: &str, table: &TokenTable, seed: u64) -> Result<Vec<f32>, String> {
+    select_in(name, options, table, &SelectContext::recorded(seed))
+}
+
+fn select_in(
+    name: &str,
+    options: &str,
+    table: &TokenTable,
+    cx: &SelectContext<'_>,
+) -> Result<Vec<f32>, String> {
     let options: toml::Table = options.parse().expect("TOML");
     let registry = Registry::linked().expect("no clash");
     let strategy = registry
@@ -41,7 +62,7 @@ fn select(name: &str, options: &str, table: &TokenTable, seed: u64) -> Result<Ve
         .map_err(|e| e.to_string())?;
     let mut out = vec![f32::NAN; table.view().n_tokens()];
     strategy
-        .select(&table.view(), &SelectContext::recorded(seed), &mut out)
+        .select(&table.view(), cx, &mut out)
         .map_err(|e| e.to_string())?;
     Ok(out)
 }
@@ -70,6 +91,62 @@ fn tokens() -> impl Strategy<Value = Vec<Token>> {
     prop::collection::vec((0u8..4, prop::bool::weighted(0.8), score), 0..40)
 }
 
+/// An eligible token.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Row {
+    place: (u64, u32),
+    score: f32,
+    weight: f32,
+}
+
+/// The eligible tokens of every scope, in the order of their places.
+fn scopes(table: &TokenTable, column: &str, weights: &[f32], global: bool) -> Vec<Vec<Row>> {
+    let view = table.view();
+    let scores = view.column(column).unwrap();
+    let mut scopes: Vec<Vec<Row>> = Vec::new();
+    for (example, range) in view.examples() {
+        let eligible = range.filter(|row| view.eligible()[*row]);
+        scopes.push(
+            eligible
+                .map(|row| Row {
+                    place: (example, view.positions()[row]),
+                    score: scores[row],
+                    weight: weights[row],
+                })
+                .collect(),
+        );
+    }
+    if global {
+        scopes = vec![scopes.concat()];
+    }
+    for scope in &mut scopes {
+        scope.sort_by_key(|row| row.place);
+    }
+    scopes
+}
+
+/// The places of the first `percent` of `scope` in `order`, equals in the order of places.
+fn first(
+    scope: &[Row],
+    percent: usize,
+    order: impl Fn(&Row, &Row) -> std::cmp::Ordering,
+) -> BTreeSet<(u64, u32)> {
+    let mut sorted = scope.to_vec();
+    sorted.sort_by(|a, b| order(a, b).then(a.place.cmp(&b.place)));
+    let count = share_of(percent, sorted.len());
+    sorted[..count].iter().map(|row| row.place).collect()
+}
+
+fn left_out(scope: &[Row]) -> BTreeSet<(u64, u32)> {
+    let out = scope.iter().filter(|row| row.weight == 0.0);
+    out.map(|row| row.place).collect()
+}
+
+fn kept(scope: &[Row]) -> BTreeSet<(u64, u32)> {
+    let kept = scope.iter().filter(|row| row.weight == 1.0);
+    kept.map(|row| row.place).collect()
+}
+
 proptest! {
     #[test]
     fn all_keeps_what_may_be_trained_on(tokens in tokens()) {
@@ -79,119 +156,6 @@ proptest! {
             prop_assert_eq!(weight, f32::from(u8::from(eligible)));
         }
     }
-
-    #[test]
-    fn t3s_and_its_inverse_split_at_the_threshold(tokens in tokens(), threshold in -2i8..3) {
-        let table = table("delta-logp", &tokens);
-        let options = format!("threshold = {threshold}.0");
-        let kept = select("t3s", &options, &table, 0).unwrap();
-        let anchors = select("inverse-t3s", &options, &table, 0).unwrap();
-        let by_row = rows(&table, "delta-logp", &kept).into_iter().zip(&anchors);
-        for ((_, eligible, score, kept), anchor) in by_row {
-            let is_anchor = eligible && score > f32::from(threshold);
-            prop_assert_eq!(kept, f32::from(u8::from(eligible && !is_anchor)));
-            prop_assert_eq!(*anchor, f32::from(u8::from(is_anchor)));
-        }
-    }
-
-    #[test]
-    fn static_confidence_removes_one_end_exactly(
-        tokens in tokens(),
-        percent in 1usize..=100,
-        high: bool,
-        global: bool,
-    ) {
-        let table = table("logp@base", &tokens);
-        let (mask, scope) = (
-            if high { "high" } else { "low" },
-            if global { "global" } else { "example" },
-        );
-        let share = percent as f64 / 100.0;
-        let options = format!("mask = '{mask}'\nshare = {share:?}\nscope = '{scope}'");
-        let weights = select("static-confidence", &options, &table, 0).unwrap();
-        let rows = rows(&table, "logp@base", &weights);
-        for example in 100..104u64 {
-            let scope: Vec<_> = rows
-                .iter()
-                .filter(|row| row.1 && (global || row.0 == example))
-                .collect();
-            let removed: Vec<f32> = scope.iter().filter(|r| r.3 == 0.0).map(|r| r.2).collect();
-            let kept: Vec<f32> = scope.iter().filter(|r| r.3 == 1.0).map(|r| r.2).collect();
-            prop_assert_eq!(removed.len(), share_of(percent, scope.len()));
-            prop_assert_eq!(removed.len() + kept.len(), scope.len());
-            for (r, k) in removed.iter().flat_map(|r| kept.iter().map(move |k| (r, k))) {
-                prop_assert!(if high { r >= k } else { r <= k }, "removed {}, kept {}", r, k);
-            }
-        }
-    }
-
-    #[test]
-    fn random_removes_a_share_exactly(
-        tokens in tokens(),
-        percent in 1usize..=100,
-        global: bool,
-        seed: u64,
-    ) {
-        let table = table("x", &tokens);
-        let scope = if global { "global" } else { "example" };
-        let options = format!("share = {:?}\nscope = '{scope}'", percent as f64 / 100.0);
-        let weights = select("random", &options, &table, seed).unwrap();
-        let rows = rows(&table, "x", &weights);
-        for example in 100..104u64 {
-            let scope: Vec<_> = rows
-                .iter()
-                .filter(|row| row.1 && (global || row.0 == example))
-                .collect();
-            let removed = scope.iter().filter(|row| row.3 == 0.0).count();
-            prop_assert_eq!(removed, share_of(percent, scope.len()));
-        }
-    }
-}
-
-#[test]
-fn ties_are_broken_by_place_whatever_the_order_of_rows() {
-    let tokens = [
-        (0, true, 1.0),
-        (0, true, 1.0),
-        (1, true, 1.0),
-        (1, true, 1.0),
-    ];
-    let table = table("logp@base", &tokens);
-    let options = "share = 0.5\nmask = 'high'";
-    let weights = select("static-confidence", options, &table, 0).unwrap();
-    assert_eq!(weights, [0.0, 0.0, 1.0, 1.0]);
-    let options = "share = 0.5\nmask = 'low'";
-    let weights = select("static-confidence", options, &table, 0).unwrap();
-    assert_eq!(weights, [0.0, 0.0, 1.0, 1.0]);
-}
-
-#[test]
-fn minus_zero_is_zero() {
-    let tokens = [(0, true, 0.0), (0, true, -0.0)];
-    let table = table("logp@base", &tokens);
-    for mask in ["high", "low"] {
-        let options = format!("share = 0.5\nmask = '{mask}'");
-        let weights = select("static-confidence", &options, &table, 0).unwrap();
-        assert_eq!(weights, [0.0, 1.0], "{mask}");
-    }
-}
-
-#[test]
-fn random_draws_differ_by_seed_and_cover_every_token() {
-    let tokens: Vec<Token> = (0..40).map(|i| (i / 10, true, 0.0)).collect();
-    let table = table("x", &tokens);
-    let mut removed = vec![0; 40];
-    for seed in 0..300 {
-        let weights = select("random", "share = 0.25", &table, seed).unwrap();
-        for (count, weight) in removed.iter_mut().zip(weights) {
-            *count += u32::from(weight == 0.0);
-        }
-    }
-    // 75 on average; six standard deviations of a binomial are 45.
-    assert!(
-        removed.iter().all(|n| (30..=120).contains(n)),
-        "{removed:?}"
-    );
 }
 
 #[test]
