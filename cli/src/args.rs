@@ -25,7 +25,7 @@ pub struct Args {
 pub enum Command {
     /// Run a plan: probe, bottleneck, selection, training, evaluation; goes on where it stopped
     Run(PlanArgs),
-    /// Plain fine-tuning: only [train] and [eval] of a plan, on every response token
+    /// Plain fine-tuning: the training and evaluation of a plan, on every response token
     Train(PlanArgs),
     /// Validate a plan and predict what it costs, before any model is loaded
     Check(PlanArgs),

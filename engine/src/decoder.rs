@@ -62,7 +62,7 @@ enum Segment {
 
 impl Decoder {
     /// Builds the layers of `spec` over `params`, found by name. With `lora`, only adapter tensors
-    /// learn (they must be there: [`lora::attach`](crate::layers::lora::attach) makes them).
+    /// learn (they must be there: [`lora::attach`] makes them).
     ///
     /// # Errors
     /// When a tensor is missing or has another shape (both named), or the plan adapts nothing.

@@ -1,6 +1,6 @@
 //! The table at the end.
 
-use comfy_table::{CellAlignment, Table, presets::UTF8_HORIZONTAL_ONLY};
+use comfy_table::{CellAlignment, Table, presets::UTF8_BORDERS_ONLY};
 use t3s_pipeline::{Summary, evaluate::Accuracy, run::sft::SftSummary, summary::Evaluation};
 
 use super::duration;
@@ -34,7 +34,7 @@ pub fn accuracy_row(model: String, accuracy: &Accuracy) -> Vec<String> {
 /// A table of such rows.
 pub fn accuracy_table(rows: Vec<Vec<String>>) -> Table {
     let mut table = Table::new();
-    table.load_style(UTF8_HORIZONTAL_ONLY);
+    table.load_style(UTF8_BORDERS_ONLY);
     table.set_header(HEADER);
     for row in rows {
         table.add_row(row);
