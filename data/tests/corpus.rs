@@ -60,6 +60,61 @@ fn one_conversation_in_four_formats_is_one_example() {
 }
 
 #[test]
+fn parquet_rows_are_rows() {
+    use std::sync::Arc;
+
+    use arrow::{
+        array::{ArrayRef, Int64Array, ListArray, RecordBatch, StringArray},
+        datatypes::UInt32Type,
+    };
+
+    let folder = Folder::new("qwen3");
+    let write = |name: &str, columns: Vec<(&str, ArrayRef)>| {
+        let path = folder.folder.path().join(name);
+        let batch = RecordBatch::try_from_iter(columns).unwrap();
+        let file = std::fs::File::create(&path).unwrap();
+        let mut writer = parquet::arrow::ArrowWriter::try_new(file, batch.schema(), None).unwrap();
+        writer.write(&batch).unwrap();
+        writer.close().unwrap();
+        DataPlan::new(path)
+    };
+    let text = |values: [&str; 2]| Arc::new(StringArray::from(values.to_vec())) as ArrayRef;
+    let plan = write(
+        "text.parquet",
+        vec![
+            ("question", text(["2 + 2?", "1 + 1?"])),
+            ("response", text(["4 #### 4", "2 #### 2"])),
+        ],
+    );
+    let jsonl = row("2 + 2?", "4 #### 4") + &row("1 + 1?", "2 #### 2");
+    let expected = folder.load(&folder.data("d.jsonl", &jsonl)).unwrap();
+    assert_eq!(folder.load(&plan).unwrap().examples, expected.examples);
+
+    let ids = [
+        Some(vec![Some(5), Some(6), Some(7)]),
+        Some(vec![Some(8), Some(9)]),
+    ];
+    let plan = write(
+        "ids.parquet",
+        vec![
+            (
+                "input_ids",
+                Arc::new(ListArray::from_iter_primitive::<UInt32Type, _, _>(ids)),
+            ),
+            ("prompt_length", Arc::new(Int64Array::from(vec![1, 1]))),
+        ],
+    );
+    let corpus = folder.load(&plan).unwrap();
+    assert_eq!(corpus.examples[0].ids, [5, 6, 7]);
+    assert_eq!(corpus.examples[0].trainable, [false, true, true]);
+    let path = folder.folder.path().join("cut.parquet");
+    let bytes = std::fs::read(&plan.train).unwrap();
+    std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    let message = folder.load(&DataPlan::new(path)).unwrap_err().to_string();
+    assert!(message.contains("not a whole Parquet file"), "{message}");
+}
+
+#[test]
 fn mask_and_weight_are_two_columns_and_survive_truncation() {
     let folder = Folder::new("qwen3");
     let rows = json!({

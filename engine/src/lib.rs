@@ -23,6 +23,10 @@ pub mod score;
 mod test_model;
 pub mod trainer;
 
+// For closures that become layers (`layers::Autograd`): the same version of the tensor library.
+pub use candle_core;
+pub use candle_nn;
+
 pub use accumulate::{Accumulation, BatchLoss, Part, loss_and_gradients};
 pub use batch::Batch;
 pub use decoder::{Decoder, Tape};
