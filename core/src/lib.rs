@@ -9,7 +9,7 @@ pub mod component;
 pub mod corpus;
 pub mod decoder_spec;
 pub mod fingerprint;
-#[cfg(feature = "laws")]
+#[cfg(any(test, feature = "laws"))]
 pub mod laws;
 pub mod objective;
 pub mod observable;
