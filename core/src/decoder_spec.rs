@@ -203,6 +203,28 @@ impl TensorNames {
         template.replace("{layer}", &layer.to_string())
     }
 
+    /// The names of the Llama family as transformers writes them, with Qwen3's norms of query and key
+    /// heads.
+    pub fn llama() -> Self {
+        let block = |name: &str| format!("model.layers.{{layer}}.{name}.weight");
+        Self {
+            embedding: "model.embed_tokens.weight".into(),
+            final_norm: "model.norm.weight".into(),
+            head: "lm_head.weight".into(),
+            attention_norm: block("input_layernorm"),
+            query: block("self_attn.q_proj"),
+            key: block("self_attn.k_proj"),
+            value: block("self_attn.v_proj"),
+            output: block("self_attn.o_proj"),
+            query_norm: block("self_attn.q_norm"),
+            key_norm: block("self_attn.k_norm"),
+            mlp_norm: block("post_attention_layernorm"),
+            gate: block("mlp.gate_proj"),
+            up: block("mlp.up_proj"),
+            down: block("mlp.down_proj"),
+        }
+    }
+
     /// The name of the bias that belongs to the weight `weight`.
     pub fn bias(weight: &str) -> String {
         format!("{}.bias", weight.strip_suffix(".weight").unwrap_or(weight))

@@ -6,7 +6,6 @@ use t3s_core::{
 };
 
 pub(crate) fn spec() -> DecoderSpec {
-    let block = |name: &str| format!("model.layers.{{layer}}.{name}.weight");
     DecoderSpec {
         spec_version: DecoderSpec::VERSION,
         vocab: 37,
@@ -27,22 +26,7 @@ pub(crate) fn spec() -> DecoderSpec {
         max_positions: 512,
         initializer_range: 0.2,
         eos_ids: vec![0],
-        names: TensorNames {
-            embedding: "model.embed_tokens.weight".into(),
-            final_norm: "model.norm.weight".into(),
-            head: "lm_head.weight".into(),
-            attention_norm: block("input_layernorm"),
-            query: block("self_attn.q_proj"),
-            key: block("self_attn.k_proj"),
-            value: block("self_attn.v_proj"),
-            output: block("self_attn.o_proj"),
-            query_norm: block("self_attn.q_norm"),
-            key_norm: block("self_attn.k_norm"),
-            mlp_norm: block("post_attention_layernorm"),
-            gate: block("mlp.gate_proj"),
-            up: block("mlp.up_proj"),
-            down: block("mlp.down_proj"),
-        },
+        names: TensorNames::llama(),
     }
 }
 

@@ -78,7 +78,7 @@ impl ModelAdapter for Qwen3 {
             max_positions: keys.count_or("max_position_embeddings", 32_768)?,
             initializer_range: keys.positive_or("initializer_range", 0.02)?,
             eos_ids: keys.ids("eos_token_id", vocab)?,
-            names: names(),
+            names: TensorNames::llama(),
         };
         keys.finish()?;
         Ok(spec)
@@ -157,26 +157,6 @@ fn rope_theta(keys: &ConfigKeys<'_>) -> Result<f64, ComponentError> {
             &format!("the same as rope_parameters.rope_theta ({new})"),
         )),
         _ => Ok(new.or(old).unwrap_or(10_000.0)),
-    }
-}
-
-fn names() -> TensorNames {
-    let block = |name: &str| format!("model.layers.{{layer}}.{name}.weight");
-    TensorNames {
-        embedding: "model.embed_tokens.weight".into(),
-        final_norm: "model.norm.weight".into(),
-        head: "lm_head.weight".into(),
-        attention_norm: block("input_layernorm"),
-        query: block("self_attn.q_proj"),
-        key: block("self_attn.k_proj"),
-        value: block("self_attn.v_proj"),
-        output: block("self_attn.o_proj"),
-        query_norm: block("self_attn.q_norm"),
-        key_norm: block("self_attn.k_norm"),
-        mlp_norm: block("post_attention_layernorm"),
-        gate: block("mlp.gate_proj"),
-        up: block("mlp.up_proj"),
-        down: block("mlp.down_proj"),
     }
 }
 

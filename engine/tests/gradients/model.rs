@@ -37,7 +37,6 @@ impl Shape {
     };
 
     pub fn spec(&self) -> DecoderSpec {
-        let block = |name: &str| format!("model.layers.{{layer}}.{name}.weight");
         DecoderSpec {
             spec_version: DecoderSpec::VERSION,
             vocab: self.vocab,
@@ -60,22 +59,7 @@ impl Shape {
             max_positions: 512,
             initializer_range: 0.02,
             eos_ids: vec![0],
-            names: TensorNames {
-                embedding: "model.embed_tokens.weight".into(),
-                final_norm: "model.norm.weight".into(),
-                head: "lm_head.weight".into(),
-                attention_norm: block("input_layernorm"),
-                query: block("self_attn.q_proj"),
-                key: block("self_attn.k_proj"),
-                value: block("self_attn.v_proj"),
-                output: block("self_attn.o_proj"),
-                query_norm: block("self_attn.q_norm"),
-                key_norm: block("self_attn.k_norm"),
-                mlp_norm: block("post_attention_layernorm"),
-                gate: block("mlp.gate_proj"),
-                up: block("mlp.up_proj"),
-                down: block("mlp.down_proj"),
-            },
+            names: TensorNames::llama(),
         }
     }
 
