@@ -11,3 +11,5 @@ pub use share::Share;
 
 #[cfg(test)]
 mod laws;
+#[cfg(test)]
+mod manual;

@@ -108,6 +108,7 @@ pub fn split<K: Ord + Copy>(
         key,
         weights,
         keys: Vec::new(),
+        scratch: Vec::new(),
         ties: Vec::new(),
     };
     match competition {
@@ -138,6 +139,7 @@ pub fn split_example<K: Ord + Copy>(
         key,
         weights,
         keys: Vec::new(),
+        scratch: Vec::new(),
         ties: Vec::new(),
     };
     splitter.split(&[example], out);
@@ -148,7 +150,10 @@ struct Splitter<'s, 't, K, F> {
     count: &'s dyn Fn(usize) -> usize,
     key: F,
     weights: Weights,
+    /// Of the eligible tokens, in the order of rows.
     keys: Vec<K>,
+    /// The same in disorder.
+    scratch: Vec<K>,
     /// (example, position, row) of the tokens at the bound.
     ties: Vec<(u64, u32, usize)>,
 }
@@ -162,25 +167,26 @@ impl<K: Ord + Copy, F: Fn(u64, usize) -> K> Splitter<'_, '_, K, F> {
         for (example, rows) in examples {
             for row in rows.clone() {
                 out[row] = if eligible[row] { rest } else { 0.0 };
-                if eligible[row] {
-                    self.keys.push((self.key)(*example, row));
-                }
             }
+            let rows = rows.clone().filter(|row| eligible[*row]);
+            self.keys.extend(rows.map(|row| (self.key)(*example, row)));
         }
         let count = (self.count)(self.keys.len());
         if count == 0 {
             return;
         }
-        let (below, bound, _) = self.keys.select_nth_unstable(count - 1);
+        self.scratch.clone_from(&self.keys);
+        let (below, bound, _) = self.scratch.select_nth_unstable(count - 1);
         let bound = *bound;
         let at_bound = count - below.iter().filter(|key| **key < bound).count();
         self.ties.clear();
+        let mut keys = self.keys.iter();
         for (example, rows) in examples {
             for row in rows.clone().filter(|row| eligible[*row]) {
-                let key = (self.key)(*example, row);
-                if key < bound {
-                    out[row] = share;
-                } else if key == bound {
+                let key = keys.next().expect("one key per eligible token");
+                // Without a branch: which way it goes is anybody's guess.
+                out[row] = if *key < bound { share } else { rest };
+                if *key == bound {
                     let position = self.tokens.positions()[row];
                     self.ties.push((*example, position, row));
                 }

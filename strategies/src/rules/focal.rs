@@ -93,7 +93,11 @@ impl SelectionStrategy for Focal {
         let gamma = self.gamma.get();
         // `-expm1` keeps its precision as the probability goes to 1.
         weigh(tokens, out, |row| {
-            (-logp[row].exp_m1()).clamp(0.0, 1.0).powf(gamma)
+            let improbable = (-logp[row].exp_m1()).clamp(0.0, 1.0);
+            match gamma {
+                2.0 => improbable * improbable,
+                _ => improbable.powf(gamma),
+            }
         });
         Ok(())
     }

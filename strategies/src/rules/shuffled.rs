@@ -60,10 +60,12 @@ impl SelectionStrategy for Shuffled {
         let rng = cx.rng("shuffled-mask");
         let positions = tokens.positions();
         let bits = |example, row: usize| rng.bits(example, u64::from(positions[row]));
-        let mut order = Vec::new();
+        let (mut order, mut weights) = (Vec::new(), Vec::new());
         for (example, rows) in tokens.examples() {
             let eligible = rows.clone().filter(|row| tokens.eligible()[*row]);
-            if let Some((weights, count)) = two_weights(eligible.clone().map(|row| out[row])) {
+            weights.clear();
+            weights.extend(eligible.clone().map(|row| out[row]));
+            if let Some((weights, count)) = two_weights(&weights) {
                 // The usual case, in linear time.
                 split_example(tokens, (example, rows), count, bits, weights, out);
                 continue;
@@ -82,14 +84,11 @@ impl SelectionStrategy for Shuffled {
 }
 
 /// The weights, where there are at most two, and how many tokens have the first.
-fn two_weights(mut all: impl Iterator<Item = f32> + Clone) -> Option<(Weights, usize)> {
-    let larger = all.clone().fold(0.0, f32::max);
-    let rest = all.clone().fold(larger, f32::min);
-    let count = all.clone().filter(|weight| *weight == larger).count();
-    let two = all.all(|weight| weight == larger || weight == rest);
-    let weights = Weights {
-        share: larger,
-        rest,
-    };
-    two.then_some((weights, count))
+fn two_weights(all: &[f32]) -> Option<(Weights, usize)> {
+    let share = *all.first()?;
+    let rest = all.iter().copied().find(|w| *w != share).unwrap_or(share);
+    let count = |weight| all.iter().filter(|w| **w == weight).count();
+    let shared = count(share);
+    let two = rest == share || shared + count(rest) == all.len();
+    two.then_some((Weights { share, rest }, shared))
 }

@@ -33,9 +33,29 @@ pub(super) fn row<'t>(sketch: &SketchView<'t>, row: usize) -> &'t [f32] {
     &sketch.values[row * sketch.width..][..sketch.width]
 }
 
+/// Terms that are added side by side, so that additions need not wait for one another.
+const LANES: usize = 8;
+
 /// The 2-norm.
 pub(super) fn norm(x: &[f32]) -> f64 {
-    x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt()
+    let mut lanes = [0.0f64; LANES];
+    for x in x.chunks(LANES) {
+        for (lane, x) in lanes.iter_mut().zip(x) {
+            *lane += f64::from(*x) * f64::from(*x);
+        }
+    }
+    lanes.iter().sum::<f64>().sqrt()
+}
+
+/// The inner product.
+fn dot(x: &[f32], y: &[f64]) -> f64 {
+    let mut lanes = [0.0f64; LANES];
+    for (x, y) in x.chunks(LANES).zip(y.chunks(LANES)) {
+        for ((lane, x), y) in lanes.iter_mut().zip(x).zip(y) {
+            *lane += f64::from(*x) * y;
+        }
+    }
+    lanes.iter().sum()
 }
 
 /// Compares every eligible token's sketch with the mean over the eligible tokens for which
@@ -55,7 +75,7 @@ pub(super) fn align(
             continue;
         }
         let s = row(sketch, token);
-        let product: f64 = s.iter().zip(&mean).map(|(s, m)| f64::from(*s) * m).sum();
+        let product = dot(s, &mean);
         let divisor = match measure {
             Measure::Cosine => norm(s) * length,
             Measure::InnerProduct => 1.0,
