@@ -1,5 +1,15 @@
 //! How examples become the rows a model is trained on.
 
+mod block_diffusion;
+mod corruption;
+mod masked_diffusion;
+mod next_token;
+
+pub use block_diffusion::BlockDiffusion;
+pub use corruption::{Corruption, LossWeight, RatioRange};
+pub use masked_diffusion::MaskedDiffusion;
+pub use next_token::NextToken;
+
 use crate::ComponentError;
 
 /// A row of a [`ModelBatch`] that is trained on nothing.
@@ -12,6 +22,23 @@ pub const NO_TARGET: u32 = u32::MAX;
 pub enum AttentionPattern {
     /// A token sees itself and what is before it.
     Causal,
+    /// A token sees every token.
+    Bidirectional,
+    /// Blocks of `block` tokens, counted from the example's start; a token sees its own block and
+    /// every block before it. The last block may be shorter.
+    BlockCausal {
+        /// Tokens per block.
+        block: u32,
+    },
+    /// An example of `n` tokens is `(views + 1) * n` rows: `views` corrupted copies, then the clean
+    /// one. A row of a copy sees its own block in that copy and the clean blocks strictly before
+    /// it; a clean row sees its own clean block and those before it.
+    BlockDiffusion {
+        /// Tokens per block.
+        block: u32,
+        /// Corrupted copies, at least 1.
+        views: u32,
+    },
 }
 
 /// Whole examples, concatenated: `offsets` is `[examples + 1]`, the other columns are `[tokens]`.
@@ -59,6 +86,14 @@ impl ModelBatch {
         self.target_pos.clear();
         self.weights.clear();
     }
+
+    /// Adds a row: its position, then what is read, its target and its weight.
+    fn push(&mut self, position: u32, (id, target, weight): (u32, u32, f32)) {
+        self.input_ids.push(id);
+        self.positions.push(position);
+        self.target_pos.push(target);
+        self.weights.push(weight);
+    }
 }
 
 /// Turns examples into rows: the family's corruption, alignment and weighting, as a pure function
@@ -81,62 +116,5 @@ pub trait Objective: Send + Sync {
     ) -> Result<(), ComponentError>;
 }
 
-/// Next-token prediction: row `j - 1` predicts token `j` of the same example.
-///
-/// `[ar-loss]` in docs/equations.md. Nothing is corrupted, so `seed` and `draw` are not read.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct NextToken;
-
-impl Objective for NextToken {
-    fn attention(&self) -> AttentionPattern {
-        AttentionPattern::Causal
-    }
-
-    fn prepare(
-        &self,
-        batch: &ExampleBatch<'_>,
-        _seed: u64,
-        _draw: u64,
-        out: &mut ModelBatch,
-    ) -> Result<(), ComponentError> {
-        out.clear();
-        out.input_ids.extend_from_slice(batch.ids);
-        out.offsets.extend_from_slice(batch.offsets);
-        out.target_pos.resize(batch.ids.len(), NO_TARGET);
-        out.weights.resize(batch.ids.len(), 0.0);
-        for example in batch.offsets.windows(2) {
-            let (start, end) = (example[0], example[1]);
-            out.positions.extend(0..end - start);
-            for target in start + 1..end {
-                if batch.trainable[target as usize] {
-                    out.target_pos[target as usize - 1] = target;
-                    out.weights[target as usize - 1] = batch.weights[target as usize];
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn next_token_never_predicts_across_examples() -> Result<(), ComponentError> {
-        let batch = ExampleBatch {
-            example_ids: &[3, 9],
-            offsets: &[0, 3, 5],
-            ids: &[10, 11, 12, 20, 21],
-            trainable: &[false, true, true, true, true],
-            weights: &[1.0, 0.5, 1.0, 1.0, 0.25],
-        };
-        let mut out = ModelBatch::default();
-        NextToken.prepare(&batch, 0, 0, &mut out)?;
-        assert_eq!(out.input_ids, batch.ids);
-        assert_eq!(out.positions, [0, 1, 2, 0, 1]);
-        assert_eq!(out.target_pos, [1, 2, NO_TARGET, 4, NO_TARGET]);
-        assert_eq!(out.weights, [0.5, 1.0, 0.0, 0.25, 0.0]);
-        Ok(())
-    }
-}
+mod tests;
