@@ -1,6 +1,9 @@
 //! Jinja chat templates, as transformers renders them.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
 
 use minijinja::{
     Environment, Error, ErrorKind, Value,
@@ -119,8 +122,8 @@ fn raise_exception(message: String) -> Result<String, Error> {
     Err(Error::new(ErrorKind::InvalidOperation, message))
 }
 
-/// The current date. Templates with a date in them make every day another data set, so it is a fixed
-/// one, which the data's fingerprint can rely on.
+/// The first of January 2025. A template that writes today's date would make another data set of the
+/// same file every day, and no stored stage or token store would fit the next.
 fn strftime_now(format: &str) -> String {
     const FIXED: (&str, &str, &str, &str, &str) = ("2025", "01", "01", "Jan", "January");
     let (year, month, day, short, long) = FIXED;
@@ -144,63 +147,135 @@ fn strftime_now(format: &str) -> String {
     })
 }
 
-/// `json.dumps` as transformers calls it: `ensure_ascii = False`, separators with a space, `indent`
-/// where asked for.
+/// `json.dumps` as transformers calls it: `ensure_ascii = False`, Python's separators, and `indent`,
+/// `separators` and `sort_keys` where asked for.
 fn to_json(value: Serde<serde_json::Value>, options: Kwargs) -> Result<Value, Error> {
     let indent: Option<usize> = options.get("indent")?;
-    // Accepted and without effect: the defaults are what templates ask for.
+    let separators: Option<Vec<String>> = options.get("separators")?;
+    let sort_keys: Option<bool> = options.get("sort_keys")?;
+    // Accepted and without effect: transformers' own default is what every template asks for.
     let _: Option<bool> = options.get("ensure_ascii")?;
     options.assert_all_used()?;
-    let mut text = Vec::new();
+    let value = match sort_keys {
+        Some(true) => sorted(value.0),
+        _ => value.0,
+    };
     let failed = |e: serde_json::Error| Error::new(ErrorKind::BadSerialization, e.to_string());
-    match indent {
-        Some(width) => {
-            let spaces = " ".repeat(width);
-            let formatter = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
-            let mut writer = serde_json::Serializer::with_formatter(&mut text, formatter);
-            serde::Serialize::serialize(&value.0, &mut writer).map_err(failed)?;
-        }
-        None => {
-            let mut writer = serde_json::Serializer::with_formatter(&mut text, Spaced);
-            serde::Serialize::serialize(&value.0, &mut writer).map_err(failed)?;
-        }
+    let mut text = Vec::new();
+    if let Some(width) = indent {
+        let spaces = " ".repeat(width);
+        let formatter = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
+        let mut writer = serde_json::Serializer::with_formatter(&mut text, formatter);
+        serde::Serialize::serialize(&value, &mut writer).map_err(failed)?;
+    } else {
+        let formatter = match separators.as_deref() {
+            None => Separated {
+                item: ", ",
+                key: ": ",
+            },
+            Some([item, key]) => Separated { item, key },
+            Some(_) => {
+                let message = "tojson: separators are two texts, e.g. (',', ':')";
+                return Err(Error::new(ErrorKind::InvalidOperation, message));
+            }
+        };
+        let mut writer = serde_json::Serializer::with_formatter(&mut text, formatter);
+        serde::Serialize::serialize(&value, &mut writer).map_err(failed)?;
     }
     let text = String::from_utf8(text).expect("JSON is UTF-8");
     Ok(Value::from_safe_string(text))
 }
 
-/// Python's default separators: `", "` and `": "`.
-struct Spaced;
+/// `value` with the keys of every object in order.
+fn sorted(value: serde_json::Value) -> serde_json::Value {
+    match value {
+        serde_json::Value::Object(map) => {
+            let pairs = map.into_iter().map(|(key, value)| (key, sorted(value)));
+            let ordered: std::collections::BTreeMap<_, _> = pairs.collect();
+            serde_json::Value::Object(ordered.into_iter().collect())
+        }
+        serde_json::Value::Array(list) => list.into_iter().map(sorted).collect(),
+        other => other,
+    }
+}
 
-impl serde_json::ser::Formatter for Spaced {
-    fn begin_array_value<W: ?Sized + std::io::Write>(
+/// Writes JSON on one line with these separators.
+struct Separated<'s> {
+    item: &'s str,
+    key: &'s str,
+}
+
+impl serde_json::ser::Formatter for Separated<'_> {
+    fn begin_array_value<W: ?Sized + Write>(
         &mut self,
         writer: &mut W,
         first: bool,
-    ) -> std::io::Result<()> {
-        if first {
-            Ok(())
-        } else {
-            writer.write_all(b", ")
-        }
+    ) -> io::Result<()> {
+        let separator = if first { "" } else { self.item };
+        writer.write_all(separator.as_bytes())
     }
 
-    fn begin_object_key<W: ?Sized + std::io::Write>(
+    fn begin_object_key<W: ?Sized + Write>(
         &mut self,
         writer: &mut W,
         first: bool,
-    ) -> std::io::Result<()> {
-        if first {
-            Ok(())
-        } else {
-            writer.write_all(b", ")
-        }
+    ) -> io::Result<()> {
+        let separator = if first { "" } else { self.item };
+        writer.write_all(separator.as_bytes())
     }
 
-    fn begin_object_value<W: ?Sized + std::io::Write>(
-        &mut self,
-        writer: &mut W,
-    ) -> std::io::Result<()> {
-        writer.write_all(b": ")
+    fn begin_object_value<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        writer.write_all(self.key.as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn render(text: &str) -> String {
+        let table = json!({ "z": 1, "a": ["é", "<"] });
+        let message = json!({ "role": "user", "content": "x", "b": table });
+        let template =
+            ChatTemplate::new(Path::new("t.jinja"), text, serde_json::Map::new()).unwrap();
+        template.render(&[message], false).unwrap()
+    }
+
+    /// What Python's `json.dumps(x, ensure_ascii=False, ...)` prints.
+    #[test]
+    fn tojson_is_pythons() {
+        let of = |options: &str| render(&format!("{{{{ messages[0].b | tojson{options} }}}}"));
+        assert_eq!(of(""), r#"{"z": 1, "a": ["é", "<"]}"#);
+        assert_eq!(of("(sort_keys=true)"), r#"{"a": ["é", "<"], "z": 1}"#);
+        assert_eq!(of("(separators=(',', ':'))"), r#"{"z":1,"a":["é","<"]}"#);
+        assert_eq!(
+            of("(indent=2)"),
+            "{\n  \"z\": 1,\n  \"a\": [\n    \"é\",\n    \"<\"\n  ]\n}"
+        );
+    }
+
+    #[test]
+    fn dates_do_not_depend_on_the_day() {
+        assert_eq!(render("{{ strftime_now('%d %b %Y') }}"), "01 Jan 2025");
+    }
+
+    #[test]
+    fn blocks_are_trimmed_as_transformers_does() {
+        let text =
+            "{% for m in messages %}\n  {% if true %}\n{{ m.role }}\n  {% endif %}\n{% endfor %}";
+        assert_eq!(render(text), "user\n");
+    }
+
+    #[test]
+    fn a_broken_template_names_its_line() {
+        let path = Path::new("t.jinja");
+        let broken = ChatTemplate::new(path, "a\n{% if %}", serde_json::Map::new());
+        let message = broken.unwrap_err().to_string();
+        assert!(
+            message.starts_with("t.jinja: chat template: line 2: "),
+            "{message}"
+        );
     }
 }
