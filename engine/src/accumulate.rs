@@ -1,16 +1,19 @@
 //! Loss and gradients of one optimiser step: as many passes as it takes, one global normaliser.
 
+use candle_core::Tensor;
 use t3s_core::{
     AttentionPattern, Example, ModelBatch, NO_TARGET, Objective, packing,
     plan::{Normaliser, Recompute, TrainPlan},
 };
 
 use crate::{
-    decoder::Decoder,
+    batch::Batch,
+    decoder::{Decoder, Tape},
     error::EngineError,
     grads::Grads,
-    layers::Save,
-    normaliser::{ExampleCounts, divisors},
+    layers::{Save, head::HeadRow},
+    normaliser::{ExampleCounts, divisors, part_divisor, total_divisor},
+    online::OnlineSelection,
     score::{PackedExamples, batch_of, head_rows},
 };
 
@@ -89,12 +92,7 @@ pub fn loss_and_gradients(
     let passes = prepare(objective, parts, how)?;
     let counts: Vec<ExampleCounts> = passes.iter().flat_map(|p| p.counts.clone()).collect();
     let divisors = divisors(how.normaliser, &counts);
-    let mut total = BatchLoss {
-        loss: 0.0,
-        tokens: passes.iter().map(|pass| pass.rows.input_ids.len()).sum(),
-        kept_tokens: counts.iter().map(|example| example.kept).sum(),
-        response_tokens: counts.iter().map(|example| example.response).sum(),
-    };
+    let mut total = counted(&passes);
     let mut next_divisors = divisors.as_slice();
     for pass in &passes {
         let (divisors, rest) = next_divisors.split_at(pass.counts.len());
@@ -102,6 +100,49 @@ pub fn loss_and_gradients(
         total.loss += run(decoder, objective, pass, divisors, how.recompute, grads)?;
     }
     Ok(total)
+}
+
+/// The same with the weights of the data multiplied by those of `online`, which is asked about each
+/// pass when its log-probabilities are known: the model reads everything once, and only the head's
+/// logits are computed twice. `step` counts from 1.
+///
+/// # Errors
+/// As [`loss_and_gradients`], and when the strategy fails.
+pub fn loss_and_gradients_online(
+    decoder: &Decoder,
+    objective: &dyn Objective,
+    parts: &[Part<'_>],
+    how: &Accumulation,
+    online: (&OnlineSelection, u64),
+    grads: &mut Grads,
+) -> Result<BatchLoss, EngineError> {
+    let mut passes = prepare(objective, parts, how)?;
+    let mut loss = 0.0;
+    for pass in &mut passes {
+        loss += run_online(decoder, objective, pass, how, online, grads)?;
+    }
+    // What is divided by is known only now.
+    let counts: Vec<ExampleCounts> = passes.iter().flat_map(|p| p.counts.clone()).collect();
+    let total = total_divisor(how.normaliser, &counts);
+    if total > 0.0 {
+        grads.scale((1.0 / total) as f32)?;
+        loss /= total;
+    }
+    Ok(BatchLoss {
+        loss,
+        ..counted(&passes)
+    })
+}
+
+/// What `passes` come to before their loss is known.
+fn counted(passes: &[Pass]) -> BatchLoss {
+    let counts = || passes.iter().flat_map(|pass| &pass.counts);
+    BatchLoss {
+        loss: 0.0,
+        tokens: passes.iter().map(|pass| pass.rows.input_ids.len()).sum(),
+        kept_tokens: counts().map(|example| example.kept).sum(),
+        response_tokens: counts().map(|example| example.response).sum(),
+    }
 }
 
 fn prepare(
@@ -177,29 +218,82 @@ fn run(
     recompute: Recompute,
     grads: &mut Grads,
 ) -> Result<f64, EngineError> {
+    let asked = asked(pass, divisors)?;
+    if asked.is_empty() {
+        return Ok(0.0);
+    }
+    let batch = batch_of(&pass.rows, objective);
+    let forward = decoder.forward(&pass.rows.input_ids, &batch, recompute, Save::ForBackward)?;
+    backward(decoder, forward, &batch, &asked, grads)
+}
+
+/// [`run`] with weights that depend on the forward pass; they replace those of the pass. The loss
+/// and the gradients still have to be divided by [`total_divisor`].
+fn run_online(
+    decoder: &Decoder,
+    objective: &dyn Objective,
+    pass: &mut Pass,
+    how: &Accumulation,
+    (online, step): (&OnlineSelection, u64),
+    grads: &mut Grads,
+) -> Result<f64, EngineError> {
+    let targets = head_rows(&pass.rows, &pass.packed.ids, |_| Some(0.0))?;
+    if targets.is_empty() {
+        return Ok(0.0);
+    }
+    let batch = batch_of(&pass.rows, objective);
+    let ids = &pass.rows.input_ids;
+    let (hidden, tape) = decoder.forward(ids, &batch, how.recompute, Save::ForBackward)?;
+    let output = decoder.head_forward(&hidden, &targets, None)?;
+    if output.logp.iter().any(|logp| !logp.is_finite()) {
+        return Err(EngineError::NotFinite {
+            what: "the loss".to_owned(),
+        });
+    }
+    let chosen = online.weigh(&pass.packed, &pass.rows, &targets, &output, step)?;
+    for (target, weight) in targets.iter().zip(chosen) {
+        pass.rows.weights[target.row as usize] *= weight;
+    }
+    pass.counts = count(&pass.packed, &pass.rows, objective.attention())?;
+    let part = |example| part_divisor(how.normaliser, example);
+    let divisors: Vec<Option<f64>> = pass.counts.iter().map(part).collect();
+    let asked = asked(pass, &divisors)?;
+    if asked.is_empty() {
+        return Ok(0.0);
+    }
+    backward(decoder, (hidden, tape), &batch, &asked, grads)
+}
+
+/// The rows of a pass that are trained on, each example's divided by its divisor.
+fn asked(pass: &Pass, divisors: &[Option<f64>]) -> Result<Vec<HeadRow>, EngineError> {
     let rows = &pass.rows;
     // Of each row, by what its term is divided.
     let mut divisor_of = vec![None; rows.input_ids.len()];
     for (divisor, range) in divisors.iter().zip(rows.offsets.windows(2)) {
         divisor_of[range[0] as usize..range[1] as usize].fill(*divisor);
     }
-    let asked = head_rows(rows, &pass.packed.ids, |row| {
+    head_rows(rows, &pass.packed.ids, |row| {
         let weight = rows.weights[row];
         let divisor = divisor_of[row].filter(|_| weight > 0.0)?;
         Some((f64::from(weight) / divisor) as f32)
-    })?;
-    if asked.is_empty() {
-        return Ok(0.0);
-    }
-    let batch = batch_of(rows, objective);
-    let (hidden, tape) = decoder.forward(&rows.input_ids, &batch, recompute, Save::ForBackward)?;
-    let (output, d_hidden) = decoder.head_forward_backward(&hidden, &asked, None, grads)?;
+    })
+}
+
+/// From the hidden states back; returns the weighted loss of `asked`.
+fn backward(
+    decoder: &Decoder,
+    (hidden, tape): (Tensor, Tape),
+    batch: &Batch,
+    asked: &[HeadRow],
+    grads: &mut Grads,
+) -> Result<f64, EngineError> {
+    let (output, d_hidden) = decoder.head_forward_backward(&hidden, asked, None, grads)?;
     drop(hidden);
     if !output.loss_sum.is_finite() {
         return Err(EngineError::NotFinite {
             what: "the loss".to_owned(),
         });
     }
-    decoder.backward(d_hidden, tape, &batch, grads)?;
+    decoder.backward(d_hidden, tape, batch, grads)?;
     Ok(output.loss_sum)
 }

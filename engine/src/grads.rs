@@ -62,6 +62,17 @@ impl Grads {
         Ok(())
     }
 
+    /// Multiplies every sum by `factor`.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn scale(&mut self, factor: f32) -> Result<()> {
+        for slot in self.slots.iter().flatten() {
+            gradients::scale(slot, factor)?;
+        }
+        Ok(())
+    }
+
     /// The 2-norm over all sums together.
     ///
     /// # Errors

@@ -15,6 +15,7 @@ pub mod kernels;
 mod kv_cache;
 pub mod layers;
 pub mod normaliser;
+pub mod online;
 pub mod params;
 pub mod sample;
 pub mod schedule;
@@ -27,7 +28,9 @@ pub mod trainer;
 pub use candle_core;
 pub use candle_nn;
 
-pub use accumulate::{Accumulation, BatchLoss, Part, loss_and_gradients};
+pub use accumulate::{
+    Accumulation, BatchLoss, Part, loss_and_gradients, loss_and_gradients_online,
+};
 pub use batch::Batch;
 pub use decoder::{Decoder, Tape};
 pub use error::EngineError;
@@ -35,6 +38,7 @@ pub use generate::{Finish, GenerateProgress, Generation, generate};
 pub use grads::Grads;
 pub use init::init_params;
 pub use layers::{Context, Layer, Save, Saved, head};
+pub use online::OnlineSelection;
 pub use params::{ParamId, Params};
 pub use score::{Columns, score};
 pub use trainer::{StepReport, Trainer};

@@ -18,20 +18,31 @@ pub struct ExampleCounts {
 ///
 /// The number of response tokens counts what could be trained on, kept or not.
 pub fn divisors(normaliser: Normaliser, examples: &[ExampleCounts]) -> Vec<Option<f64>> {
-    let total = match normaliser {
+    let total = total_divisor(normaliser, examples);
+    let part = |example| part_divisor(normaliser, example);
+    examples
+        .iter()
+        .map(|example| part(example).map(|part| total * part))
+        .collect()
+}
+
+/// The factor of the divisors that only the whole batch knows; 0 where nothing is kept.
+pub fn total_divisor(normaliser: Normaliser, examples: &[ExampleCounts]) -> f64 {
+    match normaliser {
         Normaliser::SumWeights => examples.iter().map(|e| e.weight_sum).sum(),
         Normaliser::KeptTokens => examples.iter().map(|e| e.kept as f64).sum(),
         Normaliser::AllResponseTokens => examples.iter().map(|e| e.response as f64).sum(),
         Normaliser::PerSequence => examples.iter().filter(|e| e.kept > 0).count() as f64,
+    }
+}
+
+/// The factor of an example's divisor that it knows alone; `None` where nothing of it is kept.
+pub fn part_divisor(normaliser: Normaliser, example: &ExampleCounts) -> Option<f64> {
+    let part = match normaliser {
+        Normaliser::PerSequence => example.kept as f64,
+        _ => 1.0,
     };
-    let divisor = |example: &ExampleCounts| match normaliser {
-        Normaliser::PerSequence => total * example.kept as f64,
-        _ => total,
-    };
-    examples
-        .iter()
-        .map(|example| (example.kept > 0).then(|| divisor(example)))
-        .collect()
+    (example.kept > 0).then_some(part)
 }
 
 #[cfg(test)]

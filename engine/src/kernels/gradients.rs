@@ -22,6 +22,18 @@ pub fn zero(slot: &Tensor) -> Result<()> {
     })
 }
 
+/// Multiplies every element by `factor`, in place.
+///
+/// # Errors
+/// When the device has no kernel.
+pub fn scale(slot: &Tensor, factor: f32) -> Result<()> {
+    host::write("scale", slot, |values| {
+        values
+            .par_chunks_mut(ELEMENTS_PER_TASK)
+            .for_each(|values| values.iter_mut().for_each(|value| *value *= factor));
+    })
+}
+
 /// The sum of the squares, in f64 over blocks of f32: the same whatever the number of threads.
 ///
 /// # Errors

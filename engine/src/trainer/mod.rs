@@ -14,12 +14,13 @@ use t3s_core::{
 pub use gradient_check::{GradientReport, GroupCheck};
 
 use crate::{
-    accumulate::{Accumulation, Part, loss_and_gradients},
+    accumulate::{Accumulation, Part, loss_and_gradients, loss_and_gradients_online},
     adamw::AdamW,
     checkpoint,
     decoder::Decoder,
     error::EngineError,
     grads::Grads,
+    online::OnlineSelection,
     schedule::learning_rate,
 };
 use order::Order;
@@ -54,6 +55,7 @@ pub struct Trainer {
     examples: Arc<Vec<Example>>,
     plan: TrainPlan,
     seed: u64,
+    online: Option<Arc<OnlineSelection>>,
     optimizer: AdamW,
     order: Order,
     grads: Grads,
@@ -88,7 +90,16 @@ impl Trainer {
             examples,
             plan,
             seed,
+            online: None,
         })
+    }
+
+    /// From the next step on the weights of the examples are multiplied by those that `online`
+    /// chooses in every pass. It is not part of a saved state: a run that goes on gives it again.
+    #[must_use]
+    pub fn with_online(mut self, online: Arc<OnlineSelection>) -> Self {
+        self.online = Some(online);
+        self
     }
 
     /// One optimiser step.
@@ -116,13 +127,17 @@ impl Trainer {
         };
         let parts = self.order.next_batch(&self.examples, &self.plan);
         self.grads.zero()?;
-        let loss = loss_and_gradients(
-            &self.decoder,
-            self.objective.as_ref(),
-            &parts_of(&parts, &self.examples),
-            &Accumulation::of(&self.plan, self.seed),
-            &mut self.grads,
-        )
+        let parts = parts_of(&parts, &self.examples);
+        let how = Accumulation::of(&self.plan, self.seed);
+        let (decoder, objective) = (&self.decoder, self.objective.as_ref());
+        let grads = &mut self.grads;
+        let loss = match &self.online {
+            None => loss_and_gradients(decoder, objective, &parts, &how, grads),
+            Some(online) => {
+                let online = (online.as_ref(), step);
+                loss_and_gradients_online(decoder, objective, &parts, &how, online, grads)
+            }
+        }
         .map_err(named)?;
         let grad_norm = self.grads.global_norm()?;
         if !grad_norm.is_finite() {

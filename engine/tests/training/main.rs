@@ -8,6 +8,7 @@ mod descent;
 mod laws;
 #[path = "../gradients/model.rs"]
 mod model;
+mod online;
 mod python;
 mod resume;
 mod setup;
