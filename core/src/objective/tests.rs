@@ -163,9 +163,9 @@ fn shares(objective: &dyn Objective, columns: &Columns, draws: u64) -> (f64, Vec
     let (mut masked, mut weights) = (0usize, vec![0.0; n]);
     for draw in 0..draws {
         let out = columns.prepare(objective, 3, draw);
-        for row in 0..n {
-            masked += usize::from(out.input_ids[row] == MASK);
-            weights[row] += f64::from(out.weights[row]) / draws as f64;
+        masked += out.input_ids[..n].iter().filter(|id| **id == MASK).count();
+        for (sum, weight) in weights.iter_mut().zip(&out.weights) {
+            *sum += f64::from(*weight) / draws as f64;
         }
     }
     (masked as f64 / (n as f64 * draws as f64), weights)

@@ -14,6 +14,7 @@ use rayon::prelude::*;
 use t3s_core::AttentionPattern;
 
 use super::{
+    attention_pattern::Spans,
     disjoint::DisjointRows,
     host,
     matmul::{Into, Mat, MatMut, Threads, matmul},
@@ -58,12 +59,6 @@ impl Heads {
     }
 }
 
-/// How many of the keys `tile` the query `query` sees; both counted from the example's start.
-#[inline(always)]
-fn visible(query: usize, tile: &Range<usize>) -> usize {
-    (query + 1).saturating_sub(tile.start).min(tile.len())
-}
-
 /// The attention output and the log-sum-exp of the scores.
 ///
 /// # Shapes
@@ -92,18 +87,20 @@ pub fn forward(
     let out_rows = DisjointRows::new(&mut out, width);
     let lse_rows = DisjointRows::new(&mut lse, heads.n_heads);
 
-    let tasks: Vec<(Range<usize>, usize, usize)> = examples(offsets)
+    let tasks: Vec<(Range<usize>, usize, Range<usize>)> = examples(offsets)
         .flat_map(|example| {
+            let spans = Spans::new(pattern, example.len());
             (0..heads.n_heads).flat_map(move |head| {
                 let example = example.clone();
-                (0..example.len())
-                    .step_by(QUERIES)
-                    .map(move |query| (example.clone(), head, query))
+                spans
+                    .query_tiles(0, QUERIES)
+                    .map(move |queries| (example.clone(), head, queries))
             })
         })
         .collect();
-    tasks.into_par_iter().for_each(|(example, head, start)| {
-        let n = QUERIES.min(example.len() - start);
+    tasks.into_par_iter().for_each(|(example, head, queries)| {
+        let spans = Spans::new(pattern, example.len());
+        let (start, n) = (queries.start, queries.len());
         let kv_column = head / heads.group() * d;
         let q = Mat::new(
             &q[(example.start + start) * width + head * d..],
@@ -118,7 +115,7 @@ pub fn forward(
             acc.fill(0.0);
             largest.fill(f32::NEG_INFINITY);
             total.fill(0.0);
-            for tile in tiles(0..start + n) {
+            for (part, tile) in spans.key_tiles(&queries, 0..example.len(), KEYS) {
                 let first = (example.start + tile.start) * kv_width + kv_column;
                 let k = Mat::new(&k[first..], tile.len(), d, kv_width);
                 let v = Mat::new(&v[first..], tile.len(), d, kv_width);
@@ -128,8 +125,10 @@ pub fn forward(
                     #[inline(always)]
                     || {
                         for (i, p) in scores.chunks_exact_mut(tile.len()).take(n).enumerate() {
-                            let (seen, hidden) = p.split_at_mut(visible(start + i, &tile));
-                            hidden.fill(0.0);
+                            let visible = spans.visible(start + i, part, &tile);
+                            p[..visible.start].fill(0.0);
+                            p[visible.end..].fill(0.0);
+                            let seen = &mut p[visible];
                             if seen.is_empty() {
                                 continue;
                             }
@@ -227,6 +226,7 @@ pub fn backward(
         lse: &lse,
         d_out: &d_out,
         heads,
+        pattern,
         dq: DisjointRows::new(&mut dq, width),
         dk: DisjointRows::new(&mut dk, kv_width),
         dv: DisjointRows::new(&mut dv, kv_width),
@@ -276,6 +276,7 @@ struct Backward<'a> {
     lse: &'a [f32],
     d_out: &'a [f32],
     heads: Heads,
+    pattern: AttentionPattern,
     dq: DisjointRows<'a>,
     dk: DisjointRows<'a>,
     dv: DisjointRows<'a>,
@@ -283,11 +284,14 @@ struct Backward<'a> {
 
 impl Backward<'_> {
     /// Everything that flows through `keys` of one example and key/value head. The first key task
-    /// writes `dq`; a later one returns its share, `[queries from keys.start on, group * d]`.
+    /// writes `dq`; a later one returns its share, `[queries from the first that sees a key on,
+    /// group * d]`.
     fn keys(&self, example: &Range<usize>, kv_head: usize, keys: Range<usize>) -> Vec<f32> {
         let (d, group) = (self.heads.head_dim, self.heads.group());
         let kv_width = self.heads.kv_width();
-        let n_queries = example.len() - keys.start;
+        let spans = Spans::new(self.pattern, example.len());
+        let first_query = spans.first_query(keys.start);
+        let n_queries = example.len() - first_query;
         let mut share = match keys.start {
             0 => Vec::new(),
             _ => host::overwritten(n_queries * group * d),
@@ -301,11 +305,9 @@ impl Backward<'_> {
                 dv.fill(0.0);
                 for in_group in 0..group {
                     let head = kv_head * group + in_group;
-                    for start in (keys.start..example.len()).step_by(QUERIES) {
-                        let queries = start..(start + QUERIES).min(example.len());
-                        let n = queries.len();
-                        let seen = keys.start..keys.end.min(queries.end);
-                        let dq = self.queries(example, head, queries, seen, dk, dv, tile_scratch);
+                    for queries in spans.query_tiles(first_query, QUERIES) {
+                        let (start, n) = (queries.start, queries.len());
+                        let dq = self.queries(example, head, queries, &keys, dk, dv, tile_scratch);
                         for (i, dq) in dq.chunks_exact(d).take(n).enumerate() {
                             if keys.start == 0 {
                                 let row = example.start + start + i;
@@ -314,7 +316,7 @@ impl Backward<'_> {
                                 let out = unsafe { self.dq.piece(row, head * d, d) };
                                 out.copy_from_slice(dq);
                             } else {
-                                let row = start - keys.start + i;
+                                let row = start - first_query + i;
                                 share[(row * group + in_group) * d..][..d].copy_from_slice(dq);
                             }
                         }
@@ -335,8 +337,8 @@ impl Backward<'_> {
         share
     }
 
-    /// One block of queries of one head against the keys `seen`: returns its `dq`, `[queries, d]`,
-    /// and adds to `dk` and `dv`, whose first row is key `seen.start`.
+    /// One tile of queries of one head against those of `keys` that it sees: returns its `dq`,
+    /// `[queries, d]`, and adds to `dk` and `dv`, whose first row is key `keys.start`.
     #[expect(
         clippy::too_many_arguments,
         reason = "three outputs and a place to compute"
@@ -346,12 +348,13 @@ impl Backward<'_> {
         example: &Range<usize>,
         head: usize,
         queries: Range<usize>,
-        seen: Range<usize>,
+        keys: &Range<usize>,
         dk: &mut [f32],
         dv: &mut [f32],
         scratch: &'s mut [f32],
     ) -> &'s [f32] {
         let heads = self.heads;
+        let spans = Spans::new(self.pattern, example.len());
         let (d, width, kv_width) = (heads.head_dim, heads.width(), heads.kv_width());
         let n = queries.len();
         let kv_column = head / heads.group() * d;
@@ -373,7 +376,7 @@ impl Backward<'_> {
         );
         let (q, d_out) = (Mat::new(q, n, d, width), Mat::new(d_out, n, d, width));
         dq.fill(0.0);
-        for tile in tiles(seen.clone()) {
+        for (part, tile) in spans.key_tiles(&queries, keys.clone(), KEYS) {
             let m = tile.len();
             let first = (example.start + tile.start) * kv_width + kv_column;
             let k = Mat::new(&self.k[first..], m, d, kv_width);
@@ -387,19 +390,22 @@ impl Backward<'_> {
                 || {
                     let rows = p.chunks_exact_mut(m).zip(ds.chunks_exact_mut(m)).take(n);
                     for (i, (p, ds)) in rows.enumerate() {
-                        let n_seen = visible(queries.start + i, &tile);
+                        let visible = spans.visible(queries.start + i, part, &tile);
                         let (lse, delta) = (lse[i * heads.n_heads], delta[i]);
-                        for (p, ds) in p[..n_seen].iter_mut().zip(&mut ds[..n_seen]) {
+                        let seen = p[visible.clone()].iter_mut();
+                        for (p, ds) in seen.zip(&mut ds[visible.clone()]) {
                             *p = exp(*p - lse);
                             *ds = *p * (*ds - delta);
                         }
-                        p[n_seen..].fill(0.0);
-                        ds[n_seen..].fill(0.0);
+                        for hidden in [0..visible.start, visible.end..m] {
+                            p[hidden.clone()].fill(0.0);
+                            ds[hidden].fill(0.0);
+                        }
                     }
                 },
             );
             let (p, ds) = (Mat::new(p, n, m, m), Mat::new(ds, n, m, m));
-            let at = (tile.start - seen.start) * d;
+            let at = (tile.start - keys.start) * d;
             let dv = MatMut::new(&mut dv[at..], m, d, d);
             matmul(dv, Into::Add, p.t(), d_out, 1.0, Threads::One);
             let dk = MatMut::new(&mut dk[at..], m, d, d);
@@ -409,12 +415,6 @@ impl Backward<'_> {
         }
         &dq[..n * d]
     }
-}
-
-fn tiles(keys: Range<usize>) -> impl Iterator<Item = Range<usize>> {
-    keys.clone()
-        .step_by(KEYS)
-        .map(move |start| start..(start + KEYS).min(keys.end))
 }
 
 fn examples(offsets: &[u32]) -> impl Iterator<Item = Range<usize>> {
@@ -429,10 +429,6 @@ fn check(
     offsets: &[u32],
     pattern: AttentionPattern,
 ) -> Result<usize> {
-    match pattern {
-        AttentionPattern::Causal => {}
-        other => bail!("attention: no CPU kernel for the pattern {other:?}"),
-    }
     if heads.n_kv_heads == 0 || !heads.n_heads.is_multiple_of(heads.n_kv_heads) {
         bail!("attention: {heads:?}: the key/value heads do not divide the heads");
     }
@@ -446,5 +442,6 @@ fn check(
     if !covers {
         bail!("attention: offsets {offsets:?} do not cover {rows} rows");
     }
+    examples(offsets).try_for_each(|example| Spans::check(pattern, example.len()))?;
     Ok(rows)
 }

@@ -6,6 +6,7 @@
 
 pub mod adamw;
 pub mod attention;
+mod attention_pattern;
 pub mod cross_entropy;
 pub(crate) mod decode_attention;
 pub(crate) mod decode_linear;

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use proptest::prelude::*;
 use t3s_core::{
-    Example, ModelBatch, Objective,
+    AttentionPattern, Example, ModelBatch, Objective,
     decoder_spec::TensorNames,
     objective::NextToken,
     plan::sections::{LoraPlan, Recompute},
@@ -107,7 +107,14 @@ fn oracle_loss(decoder: &Decoder, examples: &[Example], params: &[Vec<f64>]) -> 
             let q = turned(&names.query, &names.query_norm, heads);
             let k = turned(&names.key, &names.key_norm, kv);
             let v = project(&n, &names.value, spec.width);
-            let out = oracle::attention(&q, &k, &v, (heads, kv, d), &[0, rows as u32]);
+            let out = oracle::attention(
+                &q,
+                &k,
+                &v,
+                (heads, kv, d),
+                &[0, rows as u32],
+                AttentionPattern::Causal,
+            );
             let out = project(&out, &names.output, heads * d);
             x.iter_mut().zip(out).for_each(|(x, o)| *x += o);
             let n = oracle::rms_norm(&x, get(&at(&names.mlp_norm)));

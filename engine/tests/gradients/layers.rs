@@ -230,26 +230,81 @@ proptest! {
         d in 1usize..20,
     ) {
         prop_assume!(lengths.iter().sum::<usize>() > 0);
-        check_attention(&lengths, kv_heads, group, d);
+        check_attention(&lengths, kv_heads, group, d, AttentionPattern::Causal);
+    }
+
+    #[test]
+    fn attention_of_every_pattern(
+        lengths in prop::collection::vec(0usize..60, 1..3),
+        group in 1usize..3,
+        d in 1usize..6,
+        block in 1u32..40,
+        views in 1u32..3,
+        kind in 0usize..3,
+    ) {
+        prop_assume!(lengths.iter().sum::<usize>() > 0);
+        let (pattern, copies) = match kind {
+            0 => (AttentionPattern::Bidirectional, 1),
+            1 => (AttentionPattern::BlockCausal { block }, 1),
+            _ => (AttentionPattern::BlockDiffusion { block, views }, views as usize + 1),
+        };
+        let lengths: Vec<usize> = lengths.iter().map(|n| n * copies).collect();
+        check_attention(&lengths, 2, group, d, pattern);
     }
 }
 
 /// More keys than one tile holds, and more than one backward task takes.
 #[test]
 fn attention_over_a_long_example() {
-    check_attention(&[700, 1], 2, 1, 4);
-    check_attention(&[3, 1537], 1, 2, 4);
+    check_attention(&[700, 1], 2, 1, 4, AttentionPattern::Causal);
+    check_attention(&[3, 1537], 1, 2, 4, AttentionPattern::Causal);
+    for pattern in [
+        AttentionPattern::Bidirectional,
+        AttentionPattern::BlockCausal { block: 32 },
+        AttentionPattern::BlockDiffusion {
+            block: 32,
+            views: 1,
+        },
+    ] {
+        check_attention(&[1302, 2], 1, 1, 4, pattern);
+    }
+}
+
+#[test]
+fn patterns_that_do_not_fit_are_refused() {
+    let (q, heads) = (
+        tensor(vec![0.0; 10], &[5, 2]),
+        Heads {
+            n_heads: 1,
+            n_kv_heads: 1,
+            head_dim: 2,
+        },
+    );
+    for pattern in [
+        AttentionPattern::BlockDiffusion { block: 2, views: 1 },
+        AttentionPattern::BlockDiffusion { block: 0, views: 4 },
+        AttentionPattern::BlockDiffusion { block: 2, views: 0 },
+        AttentionPattern::BlockCausal { block: 0 },
+    ] {
+        assert!(attention::forward(&q, &q, &q, heads, &[0, 5], pattern).is_err());
+    }
 }
 
 /// The head sizes that models have, which take other paths through the matrix products.
 #[test]
 fn attention_of_usual_head_sizes() {
-    check_attention(&[70, 0, 65], 2, 2, 32);
-    check_attention(&[129, 3], 1, 4, 64);
-    check_attention(&[66], 1, 1, 128);
+    check_attention(&[70, 0, 65], 2, 2, 32, AttentionPattern::Causal);
+    check_attention(&[129, 3], 1, 4, 64, AttentionPattern::Causal);
+    check_attention(&[66], 1, 1, 128, AttentionPattern::Causal);
 }
 
-fn check_attention(lengths: &[usize], n_kv_heads: usize, group: usize, d: usize) {
+fn check_attention(
+    lengths: &[usize],
+    n_kv_heads: usize,
+    group: usize,
+    d: usize,
+    pattern: AttentionPattern,
+) {
     let batch = batch(lengths);
     let rows = batch.n_rows();
     let heads = Heads {
@@ -265,7 +320,6 @@ fn check_attention(lengths: &[usize], n_kv_heads: usize, group: usize, d: usize)
     // Scores of several nats, so that probabilities are far from uniform.
     let q = draw(0, heads.n_heads, 3.0);
     let (k, v) = (draw(1, n_kv_heads, 3.0), draw(2, n_kv_heads, 1.0));
-    let pattern = AttentionPattern::Causal;
     let (out, lse) = attention::forward(&q, &k, &v, heads, &batch.offsets, pattern).unwrap();
     let d_out = draw(3, heads.n_heads, 1.0);
     let forwarded = Forwarded {
@@ -280,7 +334,7 @@ fn check_attention(lengths: &[usize], n_kv_heads: usize, group: usize, d: usize)
 
     let inputs = [&q, &k, &v].map(|t| wide(&values(t)));
     let sizes = (heads.n_heads, n_kv_heads, d);
-    let f = |i: &[Vec<f64>]| oracle::attention(&i[0], &i[1], &i[2], sizes, &batch.offsets);
+    let f = |i: &[Vec<f64>]| oracle::attention(&i[0], &i[1], &i[2], sizes, &batch.offsets, pattern);
     assert_close("values", &values(&out), &f(&inputs), TOLERANCE);
     let d_out = wide(&values(&d_out));
     let loss = |inputs: &[Vec<f64>]| oracle::dot(&f(inputs), &d_out);

@@ -1,6 +1,8 @@
 //! The forward passes again, naive, in f64, one loop per formula. Gradients come from central
 //! differences of these, so nothing here shares code or derivations with the engine.
 
+use t3s_core::AttentionPattern;
+
 /// `x W^T`.
 pub fn linear(x: &[f64], w: &[f64], width: usize) -> Vec<f64> {
     x.chunks(width)
@@ -46,13 +48,37 @@ pub fn rotary(
     y
 }
 
-/// Causal attention inside each example, one row at a time.
+/// Whether row `query` sees row `key` of an example of `len` rows, as the patterns' definitions say
+/// it, one pair at a time.
+pub fn sees(pattern: AttentionPattern, len: usize, query: usize, key: usize) -> bool {
+    match pattern {
+        AttentionPattern::Causal => key <= query,
+        AttentionPattern::Bidirectional => true,
+        AttentionPattern::BlockCausal { block } => key / block as usize <= query / block as usize,
+        AttentionPattern::BlockDiffusion { block, views } => {
+            let n = len / (views as usize + 1);
+            let (query_copy, key_copy) = (query / n, key / n);
+            let (query_block, key_block) = (query % n / block as usize, key % n / block as usize);
+            let clean = views as usize;
+            match (query_copy == clean, key_copy == clean) {
+                (true, true) => key_block <= query_block,
+                (true, false) => false,
+                (false, true) => key_block < query_block,
+                (false, false) => query_copy == key_copy && query_block == key_block,
+            }
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Attention inside each example, one row at a time.
 pub fn attention(
     q: &[f64],
     k: &[f64],
     v: &[f64],
     (heads, kv_heads, d): (usize, usize, usize),
     offsets: &[u32],
+    pattern: AttentionPattern,
 ) -> Vec<f64> {
     let mut out = vec![0.0; q.len()];
     for example in offsets.windows(2) {
@@ -60,7 +86,10 @@ pub fn attention(
             for head in 0..heads {
                 let kv = head * kv_heads / heads;
                 let query = &q[(row * heads + head) * d..][..d];
-                let keys: Vec<usize> = (example[0] as usize..=row).collect();
+                let (start, end) = (example[0] as usize, example[1] as usize);
+                let keys: Vec<usize> = (start..end)
+                    .filter(|key| sees(pattern, end - start, row - start, key - start))
+                    .collect();
                 let weight = |key: &usize| {
                     let key = &k[(key * kv_heads + kv) * d..][..d];
                     let dot: f64 = query.iter().zip(key).map(|(q, k)| q * k).sum();
