@@ -15,6 +15,7 @@ pub mod objective;
 pub mod observable;
 pub mod packing;
 pub mod plan;
+pub mod plugin;
 pub mod registry;
 pub mod rng;
 pub mod signal;

@@ -33,15 +33,21 @@ impl fmt::Display for Kind {
 }
 
 /// How a component of each kind is made from its options table.
+///
+/// The closures live as long as the program: they are constants of a linked crate, or belong to a
+/// plugin, and a plugin once loaded stays loaded.
 #[derive(Clone, Copy)]
 pub enum Factory {
     /// Makes a signal.
-    Signal(fn(&toml::Table) -> Result<Box<dyn ConfidenceSignal>, ComponentError>),
+    Signal(Make<dyn ConfidenceSignal>),
     /// Makes a strategy.
-    Strategy(fn(&toml::Table) -> Result<Box<dyn SelectionStrategy>, ComponentError>),
+    Strategy(Make<dyn SelectionStrategy>),
     /// Makes an adapter.
-    Adapter(fn() -> Box<dyn ModelAdapter>),
+    Adapter(&'static (dyn Fn() -> Box<dyn ModelAdapter> + Send + Sync)),
 }
+
+/// Makes a component of the trait `T` from its options.
+pub type Make<T> = &'static (dyn Fn(&toml::Table) -> Result<Box<T>, ComponentError> + Send + Sync);
 
 /// One registered component.
 #[derive(Clone, Copy)]
@@ -53,7 +59,7 @@ pub struct Registration {
     /// Where it comes from, e.g. `t3s-strategies 0.1.0`.
     pub origin: &'static str,
     /// JSON schema of the options (schemars), for `t3s list`, near-miss hints and the docs.
-    pub schema: fn() -> schemars::Schema,
+    pub schema: &'static (dyn Fn() -> schemars::Schema + Send + Sync),
     /// Makes one.
     pub factory: Factory,
 }
@@ -98,8 +104,8 @@ macro_rules! register_signal {
                 name: $name,
                 summary: $summary,
                 origin: concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION")),
-                schema: || $crate::registry::schema_of::<$type>(),
-                factory: $crate::registry::Factory::Signal(|options| {
+                schema: &|| $crate::registry::schema_of::<$type>(),
+                factory: $crate::registry::Factory::Signal(&|options| {
                     Ok(Box::new($crate::registry::read_options::<$type>(options)?))
                 }),
             }
@@ -120,8 +126,8 @@ macro_rules! register_strategy {
                 name: $name,
                 summary: $summary,
                 origin: concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION")),
-                schema: || $crate::registry::schema_of::<$type>(),
-                factory: $crate::registry::Factory::Strategy(|options| {
+                schema: &|| $crate::registry::schema_of::<$type>(),
+                factory: $crate::registry::Factory::Strategy(&|options| {
                     Ok(Box::new($crate::registry::read_options::<$type>(options)?))
                 }),
             }
@@ -140,8 +146,8 @@ macro_rules! register_adapter {
                 name: $name,
                 summary: $summary,
                 origin: concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION")),
-                schema: || $crate::registry::schema_of::<()>(),
-                factory: $crate::registry::Factory::Adapter(|| Box::new(<$type>::default())),
+                schema: &|| $crate::registry::schema_of::<()>(),
+                factory: $crate::registry::Factory::Adapter(&|| Box::new(<$type>::default())),
             }
         }
     };
@@ -169,7 +175,10 @@ pub enum RegistryError {
         second: String,
     },
     /// No component of this kind has this name.
-    #[error("unknown {kind} {name:?}{}; known: {}", hint(.nearest), .known.join(", "))]
+    #[error(
+        "unknown {kind} {name:?}{}; known: {}{}", hint(.nearest), .known.join(", "),
+        loaded(.plugins)
+    )]
     Unknown {
         /// Kind that was asked for.
         kind: Kind,
@@ -179,6 +188,8 @@ pub enum RegistryError {
         nearest: Option<String>,
         /// Every known name.
         known: Vec<String>,
+        /// The plugins that were loaded.
+        plugins: Vec<String>,
     },
     /// The component refused its options.
     #[error(transparent)]
@@ -192,10 +203,27 @@ fn hint(nearest: &Option<String>) -> String {
         .unwrap_or_default()
 }
 
+fn loaded(plugins: &[String]) -> String {
+    if plugins.is_empty() {
+        return String::new();
+    }
+    format!("; plugins loaded: {}", plugins.join(", "))
+}
+
 /// Every component, by kind and name.
 #[derive(Clone)]
 pub struct Registry {
     entries: BTreeMap<(Kind, &'static str), Registration>,
+    plugins: Vec<String>,
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registry")
+            .field("components", &self.entries.keys())
+            .field("plugins", &self.plugins)
+            .finish()
+    }
 }
 
 impl Registry {
@@ -216,10 +244,38 @@ impl Registry {
     ) -> Result<Self, RegistryError> {
         let mut registry = Self {
             entries: BTreeMap::new(),
+            plugins: Vec::new(),
         };
+        registry.add(entries)?;
+        Ok(registry)
+    }
+
+    /// This registry with the components of the plugin `origin` in it.
+    ///
+    /// # Errors
+    /// When one of them has the name of one that is there; the message names both origins.
+    pub fn with_plugin(
+        mut self,
+        origin: impl Into<String>,
+        components: impl IntoIterator<Item = Registration>,
+    ) -> Result<Self, RegistryError> {
+        self.add(components)?;
+        self.plugins.push(origin.into());
+        Ok(self)
+    }
+
+    /// Where the plugins in this registry come from, in the order of loading.
+    pub fn plugins(&self) -> &[String] {
+        &self.plugins
+    }
+
+    fn add(
+        &mut self,
+        entries: impl IntoIterator<Item = Registration>,
+    ) -> Result<(), RegistryError> {
         for entry in entries {
             let key = (entry.kind(), entry.name);
-            if let Some(first) = registry.entries.get(&key) {
+            if let Some(first) = self.entries.get(&key) {
                 // `inventory` gives no order: sort, so that the message is the same every time.
                 let mut origins = [first.origin, entry.origin];
                 origins.sort_unstable();
@@ -230,9 +286,9 @@ impl Registry {
                     second: origins[1].to_owned(),
                 });
             }
-            registry.entries.insert(key, entry);
+            self.entries.insert(key, entry);
         }
-        Ok(registry)
+        Ok(())
     }
 
     /// The components of `kind`, by name.
@@ -255,6 +311,7 @@ impl Registry {
                 name: name.to_owned(),
                 nearest: nearest(name, known.iter().map(String::as_str)).map(str::to_owned),
                 known,
+                plugins: self.plugins.clone(),
             }
         })
     }

@@ -94,13 +94,7 @@ impl TokenTable {
         for (column, found) in [("position", positions.len()), ("eligible", eligible.len())] {
             check_length(column, found, tokens)?;
         }
-        let covers = offsets.len() == example_ids.len() + 1
-            && offsets.first() == Some(&0)
-            && offsets.last() == Some(&(tokens as u32))
-            && offsets.is_sorted();
-        if !covers {
-            return Err(TableError::Offsets { tokens });
-        }
+        check_offsets(example_ids.len(), &offsets, tokens)?;
         Ok(Self {
             example_ids,
             offsets,
@@ -184,6 +178,18 @@ fn check_length(column: &str, found: usize, expected: usize) -> Result<(), Table
     }
 }
 
+fn check_offsets(examples: usize, offsets: &[u32], tokens: usize) -> Result<(), TableError> {
+    let covers = offsets.len() == examples + 1
+        && offsets.first() == Some(&0)
+        && offsets.last().is_some_and(|last| *last as usize == tokens)
+        && offsets.is_sorted();
+    if covers {
+        Ok(())
+    } else {
+        Err(TableError::Offsets { tokens })
+    }
+}
+
 /// Rows `width` floats wide, one per token, borrowed.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SketchView<'a> {
@@ -206,6 +212,52 @@ pub struct TokenView<'a> {
 }
 
 impl<'a> TokenView<'a> {
+    /// A view of columns that lie elsewhere, as [`TokenTable::new`] takes them, without named ones.
+    ///
+    /// # Errors
+    /// When lengths disagree or the offsets do not cover the tokens in order.
+    pub fn new(
+        example_ids: &'a [u64],
+        offsets: &'a [u32],
+        token_ids: &'a [u32],
+        positions: &'a [u32],
+        eligible: &'a [bool],
+    ) -> Result<Self, TableError> {
+        let tokens = token_ids.len();
+        check_length("position", positions.len(), tokens)?;
+        check_length("eligible", eligible.len(), tokens)?;
+        check_offsets(example_ids.len(), offsets, tokens)?;
+        Ok(Self {
+            example_ids,
+            offsets,
+            token_ids,
+            positions,
+            eligible,
+            columns: Vec::new(),
+            sketches: Vec::new(),
+        })
+    }
+
+    /// Adds the column `name`, `[tokens]`.
+    ///
+    /// # Errors
+    /// When its length is not the number of tokens.
+    pub fn push(&mut self, name: &'a str, values: &'a [f32]) -> Result<(), TableError> {
+        check_length(name, values.len(), self.n_tokens())?;
+        self.columns.push((name, values));
+        Ok(())
+    }
+
+    /// Adds the sketch column `name`, `[tokens, width]`.
+    ///
+    /// # Errors
+    /// When its length is not tokens x width.
+    pub fn push_sketch(&mut self, name: &'a str, sketch: SketchView<'a>) -> Result<(), TableError> {
+        check_length(name, sketch.values.len(), self.n_tokens() * sketch.width)?;
+        self.sketches.push((name, sketch));
+        Ok(())
+    }
+
     /// The number of tokens (rows).
     pub fn n_tokens(&self) -> usize {
         self.token_ids.len()
@@ -297,6 +349,16 @@ impl<'a> TokenView<'a> {
                 column: name.to_owned(),
                 available: self.sketches.iter().map(|(n, _)| (*n).to_owned()).collect(),
             })
+    }
+
+    /// The sketch columns, by name.
+    pub fn sketches(&self) -> &[(&'a str, SketchView<'a>)] {
+        &self.sketches
+    }
+
+    /// The scalar columns, `[tokens]` each, by name.
+    pub fn columns(&self) -> &[(&'a str, &'a [f32])] {
+        &self.columns
     }
 
     /// The names of the scalar columns.

@@ -268,8 +268,8 @@ mod tests {
             name: "all-of-it",
             summary: "everything",
             origin: "test",
-            schema: || crate::registry::schema_of::<Good>(),
-            factory: Factory::Strategy(|o| constant(None, read_options::<Good>(o)?.heavy)),
+            schema: &|| crate::registry::schema_of::<Good>(),
+            factory: Factory::Strategy(&|o| constant(None, read_options::<Good>(o)?.heavy)),
         }
     }
 
@@ -294,8 +294,8 @@ mod tests {
             assert_eq!(law(&entry, ""), Some("name"));
         }
         let lax = Registration {
-            schema: || crate::registry::schema_of::<Lax>(),
-            factory: Factory::Strategy(|o| {
+            schema: &|| crate::registry::schema_of::<Lax>(),
+            factory: Factory::Strategy(&|o| {
                 read_options::<Lax>(o)?;
                 constant(None, false)
             }),
@@ -303,27 +303,29 @@ mod tests {
         };
         assert_eq!(law(&lax, ""), Some("unknown-option"));
         let no_table = Registration {
-            schema: || crate::registry::schema_of::<u8>(),
+            schema: &|| crate::registry::schema_of::<u8>(),
             ..good()
         };
         assert_eq!(law(&no_table, ""), Some("schema"));
         let silent = Registration {
-            schema: || crate::registry::schema_of::<Silent>(),
-            factory: Factory::Strategy(|o| constant(None, read_options::<Silent>(o)?.heavy)),
+            schema: &|| crate::registry::schema_of::<Silent>(),
+            factory: Factory::Strategy(&|o| constant(None, read_options::<Silent>(o)?.heavy)),
             ..good()
         };
         assert_eq!(law(&silent, ""), Some("schema"));
         let two = Registration {
-            schema: || crate::registry::schema_of::<TwoDefaults>(),
-            factory: Factory::Strategy(|o| {
+            schema: &|| crate::registry::schema_of::<TwoDefaults>(),
+            factory: Factory::Strategy(&|o| {
                 constant(Some(read_options::<TwoDefaults>(o)?.amount), false)
             }),
             ..good()
         };
         assert_eq!(law(&two, ""), Some("options"));
         let needy = Registration {
-            schema: || crate::registry::schema_of::<Needy>(),
-            factory: Factory::Strategy(|o| constant(Some(read_options::<Needy>(o)?.amount), false)),
+            schema: &|| crate::registry::schema_of::<Needy>(),
+            factory: Factory::Strategy(&|o| {
+                constant(Some(read_options::<Needy>(o)?.amount), false)
+            }),
             ..good()
         };
         assert_eq!(law(&needy, ""), Some("options"));

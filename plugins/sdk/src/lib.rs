@@ -62,13 +62,29 @@
 //!
 //! `plugins/examples/excess-loss` is a whole crate to copy.
 
+mod export;
+
+#[doc(hidden)]
+pub use export::t3s_plugin;
 #[cfg(feature = "laws")]
 pub use t3s_core::laws;
 pub use t3s_core::{
-    CheckpointRef, ComponentError, ConfidenceSignal, CounterRng, Declaration, Observable,
-    ObservableRef, SelectContext, SelectionStrategy, SignalRef, TokenTable, TokenView, When,
-    register_signal, register_strategy,
-    registry::{Kind, Registry},
+    AttentionPattern, CheckpointRef, ComponentError, ConfidenceSignal, CounterRng, Declaration,
+    DecodeRule, DecoderSpec, ExampleBatch, HfConfig, ModelAdapter, ModelBatch, NO_TARGET,
+    Objective, Observable, ObservableRef, SelectContext, SelectionStrategy, SignalRef, TokenTable,
+    TokenView, When, decoder_spec, objective, register_adapter, register_signal, register_strategy,
+    registry::{Kind, Registry, read_options},
     strategy::{Scope, budget},
     toml,
 };
+
+/// Links plugins statically into a program: `t3s_plugin::plugins! { my_plugin, another }`.
+///
+/// A dependency that no line of code names is left out by the compiler, and its components with it;
+/// this names them.
+#[macro_export]
+macro_rules! plugins {
+    ($($plugin:ident),+ $(,)?) => {
+        $(use $plugin as _;)+
+    };
+}

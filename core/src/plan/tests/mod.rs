@@ -132,8 +132,8 @@ fn registry() -> Registry {
                 name: $name,
                 summary: "",
                 origin: "test",
-                schema: schema_of::<$type>,
-                factory: Factory::$kind(|o| Ok(Box::new(read_options::<$type>(o)?))),
+                schema: &schema_of::<$type>,
+                factory: Factory::$kind(&|o| Ok(Box::new(read_options::<$type>(o)?))),
             }
         };
     }
