@@ -86,6 +86,7 @@ fn in_folder<T>(
 /// Everything that the stages share.
 struct Run<'r> {
     plan: &'r RunPlan,
+    registry: &'r Registry,
     components: Resolved,
     student: Student,
     tokenizer: Tokenizer,
@@ -116,7 +117,7 @@ struct Model {
 impl<'r> Run<'r> {
     fn prepare(
         plan: &'r RunPlan,
-        registry: &Registry,
+        registry: &'r Registry,
         folder: &'r RunFolder,
         recorder: &'r Recorder<'r>,
         interrupt: &'r Interrupt,
@@ -127,6 +128,7 @@ impl<'r> Run<'r> {
         let weights = student.weights(&plan.student.path)?;
         Ok(Self {
             plan,
+            registry,
             components,
             grader: Grader::new(&plan.grader)?,
             stages: Stages::new(folder, recorder, interrupt),
@@ -152,7 +154,7 @@ impl<'r> Run<'r> {
             .event(&Event::Selection(selection.output.clone()));
         let selection_file = selection.folder.join("selection.parquet");
         folder.link("selection.parquet", &selection_file);
-        let train = self.train_stage(&selection)?;
+        let train = self.train_stage(&corpus, &scores, &selection)?;
         let student = self.trained(&train);
         folder.link("student", &student.folder);
         let evaluation = self.evaluate_stages(&corpus, &probe, &found.bottleneck, &student)?;

@@ -118,27 +118,11 @@ fn same_tokens(
     ))
 }
 
-/// Runs the signals and the strategy of `components` over `table`.
+/// The tokens of `table` with a column for every signal that the strategy of `components` reads.
 ///
 /// # Errors
-/// When a component fails, gives back numbers that are none, keeps nothing, or wants to be asked
-/// every step.
-pub fn weigh(
-    table: &TokenTable,
-    components: &Resolved,
-    strategy_name: &str,
-    seed: u64,
-) -> Result<TokenWeights, PipelineError> {
-    let strategy = format!("strategy {strategy_name:?}");
-    if components.strategy.when() != When::Recorded {
-        return Err(PipelineError::plan(
-            "selection.strategy",
-            format!(
-                "{strategy_name:?} wants the log-probabilities of the step under way, which \
-                 training does not give yet; choose one that reads recorded columns (t3s list)"
-            ),
-        ));
-    }
+/// When a signal fails or gives back numbers that are none.
+pub fn signals(table: &TokenTable, components: &Resolved) -> Result<TokenTable, PipelineError> {
     let view = table.view();
     let mut input = bare(&view)?;
     for (id, signal) in &components.signals {
@@ -167,15 +151,37 @@ pub fn weigh(
             .insert(id.as_str(), scores)
             .map_err(|source| PipelineError::Table { component, source })?;
     }
+    Ok(input)
+}
+
+/// Runs the signals and the strategy of `components` over `table`. A strategy that is asked in
+/// every step is not asked here; every token that may be trained on gets the weight 1.
+///
+/// # Errors
+/// When a component fails, gives back numbers that are none, or keeps nothing.
+pub fn weigh(
+    table: &TokenTable,
+    components: &Resolved,
+    strategy_name: &str,
+    seed: u64,
+) -> Result<TokenWeights, PipelineError> {
+    let strategy = format!("strategy {strategy_name:?}");
+    let input = signals(table, components)?;
     let view = input.view();
     let mut weights = vec![f32::NAN; view.n_tokens()];
-    components
-        .strategy
-        .select(&view, &SelectContext::recorded(seed), &mut weights)
-        .map_err(|source| PipelineError::Component {
-            component: strategy.clone(),
-            source,
-        })?;
+    if components.strategy.when() == When::Online {
+        for (weight, eligible) in weights.iter_mut().zip(view.eligible()) {
+            *weight = f32::from(u8::from(*eligible));
+        }
+    } else {
+        components
+            .strategy
+            .select(&view, &SelectContext::recorded(seed), &mut weights)
+            .map_err(|source| PipelineError::Component {
+                component: strategy.clone(),
+                source,
+            })?;
+    }
     let weights = TokenWeights::new(&view, weights).map_err(|source| PipelineError::Table {
         component: strategy,
         source,
@@ -323,6 +329,17 @@ pub fn select_offline(
         tables.push((at.clone(), table, meta));
     }
     let components = plan::selection_components(selection, signals, registry)?;
+    if components.strategy.when() != When::Recorded {
+        return Err(PipelineError::plan(
+            "select",
+            format!(
+                "{:?} wants the log-probabilities of the step under way, which only a training run \
+                 has; use it in a plan, or give its options a recorded signal in their place \
+                 (docs/strategies.md)",
+                selection.strategy
+            ),
+        ));
+    }
     let there: BTreeSet<&CheckpointRef> = tables.iter().map(|(at, _, _)| at).collect();
     for column in &components.observables {
         if column.at != CheckpointRef::EveryStep && !there.contains(&column.at) {

@@ -9,7 +9,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use t3s_core::{Example, atomic, plan::TrainPlan};
-use t3s_engine::{EngineError, Trainer};
+use t3s_engine::{EngineError, OnlineSelection, Trainer};
 
 use crate::{
     error::PipelineError,
@@ -45,6 +45,8 @@ pub struct Training<'a> {
     pub student: &'a Student,
     /// What it learns; weights are the loss weights.
     pub examples: Arc<Vec<Example>>,
+    /// What is asked for further weights in every step.
+    pub online: Option<Arc<OnlineSelection>>,
     /// How.
     pub plan: &'a TrainPlan,
     /// Seed of the data order.
@@ -121,14 +123,18 @@ impl Training<'_> {
         let decoder = self
             .student
             .load_for_training(self.plan, self.seed, self.stage)?;
-        Trainer::new(
+        let trainer = Trainer::new(
             decoder,
             self.student.objective()?,
             Arc::clone(&self.examples),
             self.plan.clone(),
             self.seed,
         )
-        .map_err(PipelineError::engine(self.stage))
+        .map_err(PipelineError::engine(self.stage))?;
+        Ok(match &self.online {
+            None => trainer,
+            Some(online) => trainer.with_online(Arc::clone(online)),
+        })
     }
 
     fn step(&self, trainer: &mut Trainer) -> Result<StepEvent, PipelineError> {

@@ -70,6 +70,7 @@ impl Run<'_> {
                 stage: "sft",
                 student: &self.student,
                 examples: Arc::new(self.corpus()?.examples.clone()),
+                online: None,
                 plan,
                 seed: self.plan.seed,
                 checkpoint_every: 0,

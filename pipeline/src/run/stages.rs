@@ -9,11 +9,11 @@ use std::{
 
 use serde_json::{Value, json};
 use t3s_core::{
-    CheckpointRef, Fingerprint, Observable,
-    plan::{GeneratePlan, TrainPlan},
+    CheckpointRef, Fingerprint, Observable, TokenTable, When,
+    plan::{self, GeneratePlan, TrainPlan},
 };
 use t3s_data::store::{self, StoreMeta};
-use t3s_engine::{Columns, head::SketchSpec, score};
+use t3s_engine::{Columns, OnlineSelection, head::SketchSpec, score};
 
 use super::{Model, Run, steps_of};
 use crate::{
@@ -22,7 +22,7 @@ use crate::{
     error::PipelineError,
     evaluate::{Accuracy, Examination, Question, questions, training_questions},
     events::Event,
-    select::{Scored, Selection, apply, describe, join, weigh},
+    select::{Scored, Selection, apply, describe, join, signals, weigh},
     stage::{Done, StageKey},
     summary::{CorpusSummary, Evaluation, Role},
     training::{TrainLog, Training},
@@ -66,6 +66,7 @@ impl Run<'_> {
                 stage: "probe",
                 student: &self.student,
                 examples: Arc::new(self.corpus()?.examples.clone()),
+                online: None,
                 plan: &plan.training,
                 seed: self.plan.seed,
                 checkpoint_every: plan.checkpoint_every,
@@ -239,42 +240,79 @@ impl Run<'_> {
             }),
         );
         let strategy = &self.plan.selection.strategy;
+        if self.components.strategy.when() == When::Online {
+            self.warn(
+                "select",
+                format!(
+                    "{strategy:?} chooses in every training step; the selection written here keeps \
+                     every token"
+                ),
+            );
+        }
         self.stages.run(&key, |work| {
-            let mut tables = Vec::new();
-            let mut first: Option<StoreMeta> = None;
-            for stage in &scores.stages {
-                let path = stage.done.folder.join("tokens.parquet");
-                let (table, meta) =
-                    store::read_table(&path).map_err(PipelineError::data("select"))?;
-                if meta.hashes != corpus.output.hashes {
-                    return Err(PipelineError::BrokenStage {
-                        folder: stage.done.folder.clone(),
-                        message: "its token store was made from other data".into(),
-                    });
-                }
-                first.get_or_insert(meta);
-                tables.push((scores.names[&stage.step].clone(), table));
-            }
-            let scored: Vec<Scored<'_>> = tables
-                .iter()
-                .map(|(names, table)| Scored {
-                    names: names.clone(),
-                    table,
-                })
-                .collect();
-            let table = join(&scored)?;
+            let (table, meta) = self.recorded(corpus, scores)?;
             let weights = weigh(&table, &self.components, strategy, self.plan.seed)?;
             // What the trainer will see has to hold a weight too, not only the selection.
             apply(self.corpus()?, &table, &weights, strategy)?;
-            let meta = first.expect("join has refused an empty list");
             store::write_selection(&work.join("selection.parquet"), &table, &weights, &meta)
                 .map_err(PipelineError::data("select"))?;
             Ok(describe(&table, &weights, strategy))
         })
     }
 
+    /// The columns of all scored checkpoints in one table.
+    fn recorded(
+        &self,
+        corpus: &Done<CorpusSummary>,
+        scores: &Scores,
+    ) -> Result<(TokenTable, StoreMeta), PipelineError> {
+        let mut tables = Vec::new();
+        let mut first: Option<StoreMeta> = None;
+        for stage in &scores.stages {
+            let path = stage.done.folder.join("tokens.parquet");
+            let (table, meta) = store::read_table(&path).map_err(PipelineError::data("select"))?;
+            if meta.hashes != corpus.output.hashes {
+                return Err(PipelineError::BrokenStage {
+                    folder: stage.done.folder.clone(),
+                    message: "its token store was made from other data".into(),
+                });
+            }
+            first.get_or_insert(meta);
+            tables.push((scores.names[&stage.step].clone(), table));
+        }
+        let scored: Vec<Scored<'_>> = tables
+            .iter()
+            .map(|(names, table)| Scored {
+                names: names.clone(),
+                table,
+            })
+            .collect();
+        let table = join(&scored)?;
+        let meta = first.expect("join has refused an empty list");
+        Ok((table, meta))
+    }
+
+    /// The strategy with what it reads, where it is one that is asked in every step.
+    fn online(
+        &self,
+        corpus: &Done<CorpusSummary>,
+        scores: &Scores,
+    ) -> Result<Option<Arc<OnlineSelection>>, PipelineError> {
+        if self.components.strategy.when() != When::Online {
+            return Ok(None);
+        }
+        let (table, _) = self.recorded(corpus, scores)?;
+        let signals = signals(&table, &self.components)?;
+        // The run keeps its own; this one goes with the trainer.
+        let strategy = plan::components(self.plan, self.registry)?.strategy;
+        let online = OnlineSelection::new(strategy, signals, self.plan.seed);
+        Ok(Some(Arc::new(online)))
+    }
+
     pub(super) fn train_stage(
         &self,
+        corpus: &Done<CorpusSummary>,
+        scores: &Scores,
         selection: &Done<Selection>,
     ) -> Result<Done<TrainLog>, PipelineError> {
         let plan = &self.plan.train;
@@ -298,6 +336,7 @@ impl Run<'_> {
                 stage: "train",
                 student: &self.student,
                 examples: Arc::new(apply(self.corpus()?, &table, &weights, strategy)?),
+                online: self.online(corpus, scores)?,
                 plan,
                 seed: self.plan.seed,
                 checkpoint_every: 0,
