@@ -78,6 +78,9 @@ pub struct ListArgs {
     /// Only these
     #[arg(value_enum)]
     pub kind: Option<ListKind>,
+    /// A plugin, a library with further components; repeatable
+    #[arg(long = "plugin", value_name = "FILE")]
+    pub plugins: Vec<PathBuf>,
 }
 
 /// What is listed.
@@ -102,6 +105,9 @@ pub struct ModelArgs {
     /// auto, cpu or cuda:N
     #[arg(long, default_value = "auto", value_parser = device)]
     pub device: DeviceChoice,
+    /// A plugin, a library with further components; repeatable
+    #[arg(long = "plugin", value_name = "FILE")]
+    pub plugins: Vec<PathBuf>,
 }
 
 /// A data file.
@@ -181,6 +187,9 @@ pub struct SelectArgs {
     /// Name of the strategy
     #[arg(long, default_value = "t3s")]
     pub strategy: String,
+    /// A plugin, a library with further components; repeatable
+    #[arg(long = "plugin", value_name = "FILE")]
+    pub plugins: Vec<PathBuf>,
     /// An option of the strategy (threshold=0.1) or a signal (signals.ID.KEY=VALUE); repeatable
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
@@ -243,6 +252,9 @@ pub struct InitArgs {
     /// Seed of the weights
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
+    /// A plugin, a library with further components; repeatable
+    #[arg(long = "plugin", value_name = "FILE")]
+    pub plugins: Vec<PathBuf>,
     /// The folder to make
     #[arg(long)]
     pub out: PathBuf,

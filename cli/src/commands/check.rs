@@ -11,9 +11,9 @@ use crate::{
 
 /// Validates a plan.
 pub fn run(args: &PlanArgs, display: &Display) -> Result<(), Failure> {
-    let registry = super::registry()?;
-    let plan = super::load(args, &registry)?.plan;
-    let checked = check(&plan, &registry)?;
+    let loaded = super::load(args)?;
+    let plan = loaded.plan;
+    let checked = check(&plan, &loaded.registry)?;
     let (corpus, prediction) = (&checked.corpus, &checked.prediction);
     let result = json!({
         "plan": plan,

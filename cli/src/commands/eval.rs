@@ -32,7 +32,7 @@ pub fn run(args: &EvalArgs, display: &Display) -> Result<(), Failure> {
         },
     };
     let session = Session {
-        registry: &super::registry()?,
+        registry: &super::registry(&args.model.plugins)?,
         observer: display,
         interrupt: &on_ctrl_c()?,
     };

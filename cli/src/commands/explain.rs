@@ -6,7 +6,7 @@ use crate::{args::ExplainArgs, failure::Failure};
 
 /// Explains a key.
 pub fn run(args: &ExplainArgs) -> Result<(), Failure> {
-    let registry = super::registry()?;
+    let registry = super::registry(&[])?;
     let loaded = plan::load(&args.plan, &args.overrides, &registry)?;
     for explanation in loaded.explain(&args.key).map_err(Failure::usage)? {
         println!("{explanation}");

@@ -15,7 +15,7 @@ pub fn run(args: &GradsArgs, display: &Display) -> Result<(), Failure> {
         recompute: args.recompute,
     };
     let session = Session {
-        registry: &super::registry()?,
+        registry: &super::registry(&args.model.plugins)?,
         observer: display,
         interrupt: &on_ctrl_c()?,
     };

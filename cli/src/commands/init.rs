@@ -6,7 +6,7 @@ use crate::{args::InitArgs, failure::Failure};
 
 /// Makes a student.
 pub fn run(args: &InitArgs) -> Result<(), Failure> {
-    let registry = super::registry()?;
+    let registry = super::registry(&args.plugins)?;
     let spec = init_student(
         &args.config,
         &args.tokenizer,

@@ -11,7 +11,7 @@ use crate::{
 
 /// Lists components.
 pub fn run(args: &ListArgs, display: &Display) -> Result<(), Failure> {
-    let registry = super::registry()?;
+    let registry = super::registry(&args.plugins)?;
     let kinds = [
         (ListKind::Strategies, Kind::Strategy, "strategies"),
         (ListKind::Signals, Kind::Signal, "signals"),
@@ -35,6 +35,7 @@ pub fn run(args: &ListArgs, display: &Display) -> Result<(), Failure> {
             println!("{title}");
             for entry in entries {
                 println!("  {:<18} {}", entry.name, entry.summary);
+                println!("  {:<18}   from {}", "", entry.origin);
                 for (name, option) in options(entry) {
                     println!("  {:<18}   {name}: {option}", "");
                 }

@@ -12,8 +12,11 @@ mod select;
 mod task;
 mod tokenizer;
 
+use std::path::PathBuf;
+
 use t3s_core::{
     plan::{self, DataPlan, GraderPlan, Loaded},
+    plugin,
     registry::Registry,
 };
 use t3s_pipeline::offline::Subject;
@@ -46,14 +49,20 @@ pub fn run(args: Args) -> Result<(), Failure> {
     }
 }
 
-/// Every component that is linked in.
-fn registry() -> Result<Registry, Failure> {
-    Ok(Registry::linked()?)
+/// Every component that is linked in, and those of `plugins`.
+fn registry(plugins: &[PathBuf]) -> Result<Registry, Failure> {
+    let mut registry = Registry::linked()?;
+    for path in plugins {
+        registry = plugin::load(path, None)
+            .and_then(|plugin| plugin.add_to(registry))
+            .map_err(Failure::usage)?;
+    }
+    Ok(registry)
 }
 
 /// Loads a plan and says what is odd about it.
-fn load(args: &PlanArgs, registry: &Registry) -> Result<Loaded, Failure> {
-    let loaded = plan::load(&args.plan, &args.overrides, registry)?;
+fn load(args: &PlanArgs) -> Result<Loaded, Failure> {
+    let loaded = plan::load(&args.plan, &args.overrides, &Registry::linked()?)?;
     for warning in &loaded.warnings {
         eprintln!("warning: {warning}");
     }

@@ -9,9 +9,8 @@ use crate::{
 
 /// Runs a plan.
 pub fn run(args: &PlanArgs, display: &Display) -> Result<(), Failure> {
-    let registry = super::registry()?;
-    let plan = super::load(args, &registry)?.plan;
-    let summary = t3s_pipeline::run(&plan, &registry, display, &on_ctrl_c()?)?;
+    let loaded = super::load(args)?;
+    let summary = t3s_pipeline::run(&loaded.plan, &loaded.registry, display, &on_ctrl_c()?)?;
     // In JSON the last event is the summary.
     display.result(&serde_json::json!({ "event": "done" }), || {
         print_summary(&summary);
@@ -21,9 +20,8 @@ pub fn run(args: &PlanArgs, display: &Display) -> Result<(), Failure> {
 
 /// Plain fine-tuning.
 pub fn train(args: &PlanArgs, display: &Display) -> Result<(), Failure> {
-    let registry = super::registry()?;
-    let plan = super::load(args, &registry)?.plan;
-    let summary = t3s_pipeline::train(&plan, &registry, display, &on_ctrl_c()?)?;
+    let loaded = super::load(args)?;
+    let summary = t3s_pipeline::train(&loaded.plan, &loaded.registry, display, &on_ctrl_c()?)?;
     display.result(&summary, || print_sft(&summary));
     Ok(())
 }

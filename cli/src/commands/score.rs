@@ -22,7 +22,7 @@ pub fn run(args: &ScoreArgs, display: &Display) -> Result<(), Failure> {
         ..Columns::SCALARS
     };
     let session = Session {
-        registry: &super::registry()?,
+        registry: &super::registry(&args.model.plugins)?,
         observer: display,
         interrupt: &on_ctrl_c()?,
     };

@@ -26,7 +26,7 @@ pub fn run(args: &SelectArgs, display: &Display) -> Result<(), Failure> {
     for text in &args.overrides {
         set(text, &mut selection.options, &mut signals)?;
     }
-    let registry = super::registry()?;
+    let registry = super::registry(&args.plugins)?;
     let chosen = select_offline(
         &stores, &selection, &signals, args.seed, &registry, &args.out,
     )?;

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use crate::registry::RegistryError;
+use crate::{plugin::PluginError, registry::RegistryError};
 
 /// Where a value of a plan was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -150,12 +150,9 @@ pub enum Problem {
         /// Which checkpoints there are.
         accepted: String,
     },
-    /// The plan lists plugins.
-    #[error(
-        "found {}; this build has no plugin loader, so link the component's crate into the \
-         program and remove the key", .0.join(", ")
-    )]
-    NoLoader(Vec<String>),
+    /// A library was refused.
+    #[error("{0}")]
+    Plugin(PluginError),
     /// Anything else, in the words of who refused it.
     #[error("{0}")]
     Other(String),

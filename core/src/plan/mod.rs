@@ -13,6 +13,7 @@ mod check;
 mod error;
 mod explain;
 mod overrides;
+mod plugins;
 mod read;
 mod reference;
 pub mod resolve;
@@ -43,6 +44,8 @@ pub struct Loaded {
     pub plan: RunPlan,
     /// Its components.
     pub components: Resolved,
+    /// Every component there is: those that were there, and those of the plan's plugins.
+    pub registry: Registry,
     /// Where every written value stands.
     pub origins: Origins,
     /// What is odd and does not stop the run.
@@ -61,7 +64,8 @@ impl Loaded {
 }
 
 /// Loads the plan at `path`, with the files it extends and the overrides of the command line
-/// (`KEY=VALUE`, e.g. `train.steps=50`), and makes its components from `registry`.
+/// (`KEY=VALUE`, e.g. `train.steps=50`), loads its plugins, and makes its components from `registry`
+/// and from them.
 ///
 /// # Errors
 /// Every problem of the files and the overrides, each with its place.
@@ -78,13 +82,15 @@ pub fn load(path: &Path, overrides: &[String], registry: &Registry) -> Result<Lo
 
     let origins = Origins::of(&root);
     let mut warnings = Vec::new();
+    plugins::expand(&mut root, &mut problems);
     read::conform_plan(&mut root, &mut problems);
-    resolve::conform_components(&mut root, registry, &mut problems, &mut warnings);
-    refuse_plugins(&root, &mut problems);
+    let (registry, digests) = plugins::load(&root, registry, &mut problems);
+    resolve::conform_components(&mut root, &registry, &mut problems, &mut warnings);
     let tree = read::effective(&root);
-    let Some(plan) = read::plan_of(&tree, path, &mut problems) else {
+    let Some(mut plan) = read::plan_of(&tree, path, &mut problems) else {
         return problems.finish(None);
     };
+    plan.plugins.sha256 = digests;
 
     let mut report = |key: &str, problem: Problem| {
         // A bad value that the probe inherits is reported once, for `[train]`.
@@ -94,7 +100,7 @@ pub fn load(path: &Path, overrides: &[String], registry: &Registry) -> Result<Lo
         }
     };
     check::check(&plan, &mut report);
-    let components = resolve::resolve(&plan, registry, &mut |key, problem| {
+    let components = resolve::resolve(&plan, &registry, &mut |key, problem| {
         report(&key, problem);
     });
     if let Some(components) = &components {
@@ -103,21 +109,8 @@ pub fn load(path: &Path, overrides: &[String], registry: &Registry) -> Result<Lo
     problems.finish(components.map(|components| Loaded {
         plan,
         components,
+        registry,
         origins,
         warnings,
     }))
-}
-
-/// `[plugins]` is known, so that its key is never a misspelling; there is no loader for it.
-fn refuse_plugins(root: &source::Node, problems: &mut Problems) {
-    let Some(node) = root.find("plugins.load") else {
-        return;
-    };
-    if let toml::Value::Array(names) = node.to_value()
-        && !names.is_empty()
-    {
-        let names = names.iter().map(toml::Value::to_string).collect();
-        let place = Some(node.place.clone());
-        problems.push(place, "plugins.load", Problem::NoLoader(names));
-    }
 }

@@ -240,7 +240,6 @@ fn plan_value(tree: &Node, path: &Path) -> Value {
     let Value::Table(mut plan) = tree.to_value() else {
         unreachable!("a plan is a table");
     };
-    plan.remove("plugins");
     let stem = path
         .file_stem()
         .map_or_else(|| "run".to_owned(), |s| s.to_string_lossy().into_owned());

@@ -43,6 +43,22 @@ pub struct RunPlan {
     /// How models are compared at the end.
     #[serde(default)]
     pub eval: EvalPlan,
+    /// Components from outside. A plugin runs with your rights.
+    #[serde(default)]
+    pub plugins: PluginsPlan,
+}
+
+/// `[plugins]`: libraries with further components.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct PluginsPlan {
+    /// Libraries with further signals, strategies and model adapters. `$NAME` and `${NAME}` stand
+    /// for environment variables.
+    #[schemars(extend("items" = { "type": "string", "x-path": true }))]
+    pub load: Vec<PathBuf>,
+    /// What the SHA-256 of a library has to be, by its file name, e.g.
+    /// `{ "librule.so" = "9f86d0..." }`. A resolved plan pins every library that was loaded.
+    pub sha256: BTreeMap<String, String>,
 }
 
 /// Where a run computes.

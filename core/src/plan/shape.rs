@@ -155,7 +155,7 @@ pub(super) fn describe(value: &Value) -> String {
 
 /// The shape of a plan as people write it.
 ///
-/// It differs from [`RunPlan`]'s in what planning resolves: `extends` and `plugins`, defaults that
+/// It differs from [`RunPlan`]'s in what planning resolves: `extends`, defaults that
 /// depend on the file's name, `[probe]` with `[train]`'s keys beside its own, and component options
 /// beside `strategy` and `kind`.
 pub(super) fn plan() -> &'static TableShape {
@@ -220,21 +220,6 @@ pub(super) fn plan() -> &'static TableShape {
                 Shape::List(Box::new(Shape::Path)),
             ),
         );
-        let load = key(
-            "load",
-            "Libraries with further components. This build has no loader and refuses any.",
-            Shape::List(Box::new(Shape::Path)),
-        );
-        let mut plugins = key(
-            "plugins",
-            "Components from outside.",
-            Shape::Table(TableShape {
-                keys: vec![load],
-                open: false,
-            }),
-        );
-        plugins.default = Default::None;
-        root.keys.push(plugins);
         root
     })
 }
@@ -377,7 +362,7 @@ mod tests {
             _ => panic!("{section} is no table"),
         };
         assert_eq!(root.keys[0].name, "extends");
-        assert_eq!(keys("plugins"), ["load"]);
+        assert_eq!(keys("plugins"), ["load", "sha256"]);
         assert_eq!(keys("selection"), ["strategy"]);
         assert_eq!(keys("probe")[0], "checkpoint_every");
         assert_eq!(keys("probe")[1..], keys("train"));

@@ -61,7 +61,7 @@ impl RunPlan {
         plan
     }
 
-    fn paths_mut(&mut self) -> [&mut PathBuf; 5] {
+    fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
         [
             &mut self.out,
             &mut self.student.path,
@@ -69,6 +69,8 @@ impl RunPlan {
             &mut self.data.chat_template,
             &mut self.eval.data,
         ]
+        .into_iter()
+        .chain(&mut self.plugins.load)
     }
 
     /// The same plan with another run folder, e.g. for one cell of an ablation.

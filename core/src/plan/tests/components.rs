@@ -3,12 +3,26 @@
 use super::*;
 
 #[test]
-fn plugins_have_no_loader_yet() {
+fn refused_plugins_have_lines() {
+    let plans = one(&format!(
+        "{GOOD}[plugins]\nload = [\"no.so\", \"plan.toml\"]\n"
+    ));
     assert_eq!(
-        one(GOOD).bad(&["plugins.load=[\"x.so\"]"]),
+        plans.bad(&[]),
         [
-            "--set plugins.load=[\"x.so\"]: plugins.load: found \"x.so\"; this build has no plugin \
-          loader, so link the component's crate into the program and remove the key"
+            "plan.toml:14: plugins.load.0: plugin no.so: No such file or directory (os error 2)",
+            "plan.toml:14: plugins.load.1: plugin plan.toml: not a shared library (it has no ELF \
+             header)",
+        ]
+    );
+    let pins = one(&format!(
+        "{GOOD}[plugins]\nsha256 = {{ \"x.so\" = \"00\" }}\n"
+    ));
+    assert_eq!(
+        pins.bad(&[]),
+        [
+            "plan.toml:14: plugins.sha256: found \"x.so\"; must be the file name of a library in \
+             plugins.load (there are none)"
         ]
     );
 }
