@@ -23,6 +23,9 @@ const MOST_TOKENS: usize = 256;
 /// Changes of the loss, nats, that are tried until one shows the slope: large enough to stand out
 /// from the rounding of an f32 forward pass, small enough to be straight.
 const CHANGES: [f64; 3] = [1e-3, 1e-2, 1e-4];
+/// Below this loss, nats, the same shares of it are tried too: an f32 log-probability near 0 is exact
+/// to its own size.
+const SMALL_LOSS: f64 = 0.1;
 /// Largest relative error of a slope.
 const TOLERANCE: f64 = 0.05;
 /// What `B` of a fresh LoRA adapter is lent for the check: with `B = 0` the gradient of `A` is zero.
@@ -115,7 +118,12 @@ impl Trainer {
 
     fn check(&mut self, examples: &[Example]) -> Result<GradientReport, EngineError> {
         let mut grads = Grads::new(&self.decoder.params);
-        self.loss(examples, &mut grads)?;
+        let loss = self.loss(examples, &mut grads)?;
+        // Where little is left to learn, changes as large as the loss itself are not straight.
+        let mut changes = CHANGES.to_vec();
+        if loss < SMALL_LOSS {
+            changes.extend(CHANGES.map(|change| change * loss));
+        }
         let mut groups: Vec<(&'static str, Vec<ParamId>)> = Vec::new();
         for (id, param) in self.decoder.params.iter().filter(|(_, p)| p.trainable) {
             let dead = |problem: &str| EngineError::Gradient {
@@ -140,7 +148,7 @@ impl Trainer {
         }
         let groups = groups
             .into_iter()
-            .map(|(group, ids)| self.check_group(group, &ids, &grads, examples))
+            .map(|(group, ids)| self.check_group(group, &ids, &grads, &changes, examples))
             .collect::<Result<_, _>>()?;
         Ok(GradientReport { groups })
     }
@@ -166,6 +174,7 @@ impl Trainer {
         group: &'static str,
         ids: &[ParamId],
         grads: &Grads,
+        changes: &[f64],
         examples: &[Example],
     ) -> Result<GroupCheck, EngineError> {
         let mut directions = Vec::new();
@@ -177,7 +186,7 @@ impl Trainer {
         }
         let claimed = squares.sqrt();
         let mut best = f64::NAN;
-        for change in CHANGES {
+        for change in changes {
             // Along `gradient / claimed` the loss changes by `claimed` per unit of length.
             let step = change / squares;
             let above = self.loss_at(&directions, step, examples)?;
@@ -243,11 +252,14 @@ mod tests {
     use crate::{Decoder, init::init_params};
 
     fn trainer() -> Trainer {
+        trainer_of(TrainPlan::new(1, 1e-3))
+    }
+
+    fn trainer_of(plan: TrainPlan) -> Trainer {
         let spec = crate::test_model::spec();
         let params = init_params(&spec, 1, &candle_core::Device::Cpu).unwrap();
         let decoder = Decoder::new(spec, params, None).unwrap();
         let examples = Arc::new(crate::test_model::examples(4));
-        let plan = TrainPlan::new(1, 1e-3);
         Trainer::new(decoder, Box::new(NextToken), examples, plan, 0).unwrap()
     }
 
@@ -259,16 +271,38 @@ mod tests {
         trainer.loss(&examples, &mut grads).unwrap();
         let id = |name: &str| trainer.decoder.params.id(name).unwrap();
         let gate = id("model.layers.0.mlp.gate_proj.weight");
-        assert!(trainer.check_group("g", &[gate], &grads, &examples).is_ok());
+        assert!(
+            trainer
+                .check_group("g", &[gate], &grads, &CHANGES, &examples)
+                .is_ok()
+        );
         // What a residual path around a detached operation leaves: a share of the gradient.
         let slot = grads.slot(gate, &trainer.decoder.params).unwrap().unwrap();
         let wrong = (slot * 0.6).unwrap();
         gradients::zero(slot).unwrap();
         crate::kernels::residual::add_assign(slot, &wrong).unwrap();
         let error = trainer
-            .check_group("g", &[gate], &grads, &examples)
+            .check_group("g", &[gate], &grads, &CHANGES, &examples)
             .unwrap_err();
         assert!(error.to_string().contains("claims"), "{error}");
+    }
+
+    #[test]
+    fn a_loss_near_zero_is_no_wrong_gradient() {
+        let mut trainer = trainer_of(TrainPlan::new(400, 1e-2));
+        let mut loss = f64::INFINITY;
+        while loss > 2e-3 {
+            assert!(!trainer.is_done(), "{loss}");
+            loss = trainer.step().unwrap().loss;
+        }
+        let examples = trainer.few_examples();
+        assert!(
+            trainer
+                .loss(&examples, &mut Grads::new(&trainer.decoder.params))
+                .unwrap()
+                < 2e-3
+        );
+        trainer.check_gradients().unwrap();
     }
 
     #[test]
