@@ -22,6 +22,39 @@ impl HfConfig {
 pub enum DecodeRule {
     /// One token after the other, sampled from the last row's logits.
     LeftToRight,
+    /// Block after block of masked positions, each filled over several passes (`[denoising]` in
+    /// docs/equations.md).
+    Blocks(BlockDecoding),
+}
+
+/// How masked positions are filled.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BlockDecoding {
+    /// The id that stands for a masked token.
+    pub mask_id: u32,
+    /// Tokens per block.
+    pub block: u32,
+    /// Passes per block at most; pass `s` of `steps` fills its share of the block's masked positions
+    /// at least.
+    pub steps: u32,
+    /// A position whose token has at least this probability is filled at once; above 1, only the
+    /// schedule fills.
+    pub threshold: f64,
+    /// What sees what.
+    pub attention: DecodeAttention,
+}
+
+/// What sees what while masked positions are filled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DecodeAttention {
+    /// Blocks are counted from the prompt's start; a block sees itself and those before it, whose
+    /// keys and values are kept.
+    BlockCausal,
+    /// Everything sees everything, the whole answer being masked at first; blocks are counted from
+    /// the answer's start. Every pass reads everything.
+    Bidirectional,
 }
 
 /// A model family, as data: how a `config.json` maps to a decoder, how a batch is corrupted,

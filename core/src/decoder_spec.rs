@@ -50,7 +50,6 @@ impl DecoderSpec {
     pub fn tensors(&self) -> Vec<TensorSpec> {
         let (width, dim) = (self.width, self.head_dim);
         let (q, kv) = (self.n_heads * dim, self.n_kv_heads * dim);
-        let MlpSpec::SwiGlu { hidden } = self.mlp;
         let names = &self.names;
         let mut tensors = vec![TensorSpec::new(
             &names.embedding,
@@ -64,7 +63,11 @@ impl DecoderSpec {
             };
             let attention = TensorRole::Attention;
             push(&names.attention_norm, TensorRole::Norm, &[width]);
-            for (template, out) in [(&names.query, q), (&names.key, kv), (&names.value, kv)] {
+            let projections = match self.fused_qkv() {
+                true => vec![(&names.query, q + 2 * kv)],
+                false => vec![(&names.query, q), (&names.key, kv), (&names.value, kv)],
+            };
+            for (template, out) in projections {
                 push(template, attention, &[out, width]);
                 if self.qkv_bias {
                     push(&TensorNames::bias(template), TensorRole::Bias, &[out]);
@@ -76,9 +79,14 @@ impl DecoderSpec {
             }
             push(&names.output, attention, &[width, q]);
             push(&names.mlp_norm, TensorRole::Norm, &[width]);
-            push(&names.gate, TensorRole::Mlp, &[hidden, width]);
-            push(&names.up, TensorRole::Mlp, &[hidden, width]);
-            push(&names.down, TensorRole::Mlp, &[width, hidden]);
+            match self.mlp.at(layer) {
+                LayerMlp::Dense { hidden } => {
+                    push(&names.gate, TensorRole::Mlp, &[hidden, width]);
+                    push(&names.up, TensorRole::Mlp, &[hidden, width]);
+                    push(&names.down, TensorRole::Mlp, &[width, hidden]);
+                }
+                LayerMlp::Experts(moe) => moe.push_tensors(width, &mut push),
+            }
         }
         tensors.push(TensorSpec::new(
             &names.final_norm,
@@ -90,6 +98,12 @@ impl DecoderSpec {
             tensors.push(TensorSpec::new(&names.head, TensorRole::Head, shape));
         }
         tensors
+    }
+
+    /// Whether queries, keys and values are one tensor, their rows in that order.
+    pub fn fused_qkv(&self) -> bool {
+        let names = &self.names;
+        names.query == names.key && names.key == names.value
     }
 
     /// The number of weights.
@@ -139,6 +153,10 @@ pub enum TensorRole {
     Bias,
     /// Vectors to logits, where it is not tied.
     Head,
+    /// Vectors to the scores by which experts are chosen.
+    Router,
+    /// Read and written, never learned.
+    Constant,
 }
 
 /// The feed-forward part of a block.
@@ -151,6 +169,117 @@ pub enum MlpSpec {
         /// Width of the hidden layer.
         hidden: usize,
     },
+    /// The first blocks dense, the others a mixture of experts.
+    Moe(Box<MoeSpec>),
+}
+
+/// The feed-forward part of one block.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum LayerMlp<'a> {
+    /// One SwiGLU.
+    Dense {
+        /// Width of its hidden layer.
+        hidden: usize,
+    },
+    /// Experts, chosen token by token.
+    Experts(&'a MoeSpec),
+}
+
+impl MlpSpec {
+    /// That of block `layer`.
+    pub fn at(&self, layer: usize) -> LayerMlp<'_> {
+        match self {
+            Self::SwiGlu { hidden } => LayerMlp::Dense { hidden: *hidden },
+            Self::Moe(moe) if layer < moe.dense_layers => LayerMlp::Dense {
+                hidden: moe.dense_hidden,
+            },
+            Self::Moe(moe) => LayerMlp::Experts(moe),
+        }
+    }
+}
+
+/// A mixture of SwiGLU experts, routed as DeepSeek-V3 (arXiv 2412.19437) and LLaDA 2.0 route:
+/// `s = sigmoid(router(x))`; groups of experts are ranked by the sum of their two largest `s + bias`
+/// and the best are kept, in them the experts with the largest `s + bias` are chosen. The result is
+/// the sum of the chosen weighted by `s` (without the bias), normalised and scaled, plus the shared
+/// expert.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MoeSpec {
+    /// Blocks `0..dense_layers` are dense.
+    pub dense_layers: usize,
+    /// Width of the hidden layer of those.
+    pub dense_hidden: usize,
+    /// Routed experts.
+    pub n_experts: usize,
+    /// Routed experts per token.
+    pub n_chosen: usize,
+    /// Width of the hidden layer of a routed expert.
+    pub hidden: usize,
+    /// Width of the hidden layer of the shared expert; 0 without one.
+    pub shared_hidden: usize,
+    /// Groups of neighbouring experts; divides `n_experts`.
+    pub n_groups: usize,
+    /// Groups that a token may choose from.
+    pub n_groups_kept: usize,
+    /// The weights of a token's experts are divided by their sum.
+    pub normalise: bool,
+    /// What they are multiplied by then.
+    pub scale: f64,
+    /// Where each tensor is in the checkpoint.
+    pub names: MoeNames,
+}
+
+/// Tensor names of experts; `{layer}` stands for the block's number and `{expert}` for the expert's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MoeNames {
+    /// `[n_experts, width]`.
+    pub router: String,
+    /// `[n_experts]`, added for choosing only; not learned.
+    pub choice_bias: Option<String>,
+    /// `[hidden, width]`.
+    pub gate: String,
+    /// `[hidden, width]`.
+    pub up: String,
+    /// `[width, hidden]`.
+    pub down: String,
+    /// `[shared_hidden, width]`.
+    pub shared_gate: String,
+    /// `[shared_hidden, width]`.
+    pub shared_up: String,
+    /// `[width, shared_hidden]`.
+    pub shared_down: String,
+}
+
+impl MoeNames {
+    /// `template` with `{expert}` replaced.
+    pub fn expert(template: &str, expert: usize) -> String {
+        template.replace("{expert}", &expert.to_string())
+    }
+}
+
+impl MoeSpec {
+    /// The tensors of one block, in the order in which they are read.
+    fn push_tensors(&self, width: usize, push: &mut dyn FnMut(&str, TensorRole, &[usize])) {
+        let names = &self.names;
+        push(&names.router, TensorRole::Router, &[self.n_experts, width]);
+        if let Some(bias) = &names.choice_bias {
+            push(bias, TensorRole::Constant, &[self.n_experts]);
+        }
+        let mlp = TensorRole::Mlp;
+        for expert in 0..self.n_experts {
+            let name = |template| MoeNames::expert(template, expert);
+            push(&name(&names.gate), mlp, &[self.hidden, width]);
+            push(&name(&names.up), mlp, &[self.hidden, width]);
+            push(&name(&names.down), mlp, &[width, self.hidden]);
+        }
+        if self.shared_hidden > 0 {
+            push(&names.shared_gate, mlp, &[self.shared_hidden, width]);
+            push(&names.shared_up, mlp, &[self.shared_hidden, width]);
+            push(&names.shared_down, mlp, &[width, self.shared_hidden]);
+        }
+    }
 }
 
 /// Rotary position embedding (RoFormer, arXiv 2104.09864), rotate-half layout.
@@ -175,7 +304,8 @@ pub struct TensorNames {
     pub head: String,
     /// `[width]`, the norm before attention.
     pub attention_norm: String,
-    /// `[n_heads * head_dim, width]`.
+    /// `[n_heads * head_dim, width]`. Where `query`, `key` and `value` are one name, that tensor holds
+    /// the rows of all three in this order.
     pub query: String,
     /// `[n_kv_heads * head_dim, width]`.
     pub key: String,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::{DType, Tensor};
 use t3s_core::{
     DecoderSpec,
-    decoder_spec::{MlpSpec, TensorNames},
+    decoder_spec::{LayerMlp, MoeNames, MoeSpec, TensorNames, TensorRole},
     plan::sections::{LoraPlan, Recompute},
 };
 
@@ -16,11 +16,12 @@ use crate::{
     kernels::{
         attention::Heads,
         cross_entropy::{HeadOutput, HeadRow, SketchSpec},
+        experts::Choice,
         rotary::RotaryTable,
     },
     layers::{
-        Attention, Block, Context, Embedding, Head, Layer, Linear, Lora, Projection, RmsNorm, Save,
-        Saved, SwiGlu, lora,
+        Attention, Block, Context, Embedding, Experts, Grouped, Head, Layer, Linear, Lora, Mlp,
+        Projection, QkvProjection, RmsNorm, Save, Saved, SwiGlu, lora,
     },
     params::{ParamId, Params},
 };
@@ -75,6 +76,7 @@ impl Decoder {
             lora::check_plan(&spec, plan)?;
             freeze_all_but_adapters(&mut params);
         }
+        freeze_constants(&spec, &mut params);
         let layers = Layers {
             spec: &spec,
             params: &params,
@@ -282,6 +284,17 @@ fn run_blocks(
     Ok((x, kept))
 }
 
+/// What is read and never learned has no gradient and no optimiser state.
+fn freeze_constants(spec: &DecoderSpec, params: &mut Params) {
+    for tensor in spec.tensors() {
+        if tensor.role == TensorRole::Constant
+            && let Some(id) = params.id(&tensor.name)
+        {
+            params.set_trainable(id, false);
+        }
+    }
+}
+
 fn freeze_all_but_adapters(params: &mut Params) {
     let ids: Vec<(ParamId, bool)> = params
         .iter()
@@ -404,26 +417,27 @@ impl Layers<'_> {
         let (spec, names) = (self.spec, &self.spec.names);
         let (width, dim) = (spec.width, spec.head_dim);
         let (q, kv) = (spec.n_heads * dim, spec.n_kv_heads * dim);
-        let MlpSpec::SwiGlu { hidden } = spec.mlp else {
-            return Err(EngineError::Spec {
-                key: "mlp".to_owned(),
-                message: format!("{:?} has no layer in this build; known: swi-glu", spec.mlp),
-            });
-        };
         let head_norm = |template: &str| match spec.qk_norm {
             true => self
                 .find(&TensorNames::at(template, layer), &[dim])
                 .map(Some),
             false => Ok(None),
         };
-        let (biased, plain) = (spec.qkv_bias, false);
+        let attention_norm = self.norm(&names.attention_norm, layer)?;
+        let project = |name, out| self.projection(name, layer, (out, width), spec.qkv_bias);
+        let qkv = match spec.fused_qkv() {
+            true => QkvProjection::Fused(project(&names.query, q + 2 * kv)?),
+            false => QkvProjection::Apart([
+                project(&names.query, q)?,
+                project(&names.key, kv)?,
+                project(&names.value, kv)?,
+            ]),
+        };
         Ok(Block {
-            attention_norm: self.norm(&names.attention_norm, layer)?,
+            attention_norm,
             attention: Attention {
-                query: self.projection(&names.query, layer, (q, width), biased)?,
-                key: self.projection(&names.key, layer, (kv, width), biased)?,
-                value: self.projection(&names.value, layer, (kv, width), biased)?,
-                output: self.projection(&names.output, layer, (width, q), plain)?,
+                qkv,
+                output: self.projection(&names.output, layer, (width, q), false)?,
                 query_norm: head_norm(&names.query_norm)?,
                 key_norm: head_norm(&names.key_norm)?,
                 norm_eps: spec.norm_eps,
@@ -435,10 +449,58 @@ impl Layers<'_> {
                 rotary: self.rotary.clone(),
             },
             mlp_norm: self.norm(&names.mlp_norm, layer)?,
-            mlp: SwiGlu {
-                gate: self.projection(&names.gate, layer, (hidden, width), plain)?,
-                up: self.projection(&names.up, layer, (hidden, width), plain)?,
-                down: self.projection(&names.down, layer, (width, hidden), plain)?,
+            mlp: match spec.mlp.at(layer) {
+                LayerMlp::Dense { hidden } => {
+                    let parts = [&names.gate, &names.up, &names.down];
+                    Mlp::Dense(self.swiglu(parts, layer, hidden)?)
+                }
+                LayerMlp::Experts(moe) => Mlp::Experts(self.experts(moe, layer)?),
+            },
+        })
+    }
+
+    fn swiglu(
+        &self,
+        [gate, up, down]: [&String; 3],
+        layer: usize,
+        hidden: usize,
+    ) -> Result<SwiGlu, EngineError> {
+        let width = self.spec.width;
+        Ok(SwiGlu {
+            gate: self.projection(gate, layer, (hidden, width), false)?,
+            up: self.projection(up, layer, (hidden, width), false)?,
+            down: self.projection(down, layer, (width, hidden), false)?,
+        })
+    }
+
+    fn experts(&self, moe: &MoeSpec, layer: usize) -> Result<Experts, EngineError> {
+        let (width, names) = (self.spec.width, &moe.names);
+        let find = |name: &str, shape: &[usize]| self.find(&TensorNames::at(name, layer), shape);
+        let grouped = |name: &str, shape| {
+            let project = |e| self.projection(&MoeNames::expert(name, e), layer, shape, false);
+            let experts = (0..moe.n_experts).map(project);
+            Ok::<_, EngineError>(Grouped(experts.collect::<Result<_, _>>()?))
+        };
+        let shared = [&names.shared_gate, &names.shared_up, &names.shared_down];
+        Ok(Experts {
+            router: find(&names.router, &[moe.n_experts, width])?,
+            choice_bias: match &names.choice_bias {
+                Some(name) => Some(find(name, &[moe.n_experts])?),
+                None => None,
+            },
+            choice: Choice {
+                n_chosen: moe.n_chosen,
+                n_groups: moe.n_groups,
+                n_groups_kept: moe.n_groups_kept,
+                normalise: moe.normalise,
+                scale: moe.scale as f32,
+            },
+            gate: grouped(&names.gate, (moe.hidden, width))?,
+            up: grouped(&names.up, (moe.hidden, width))?,
+            down: grouped(&names.down, (width, moe.hidden))?,
+            shared: match moe.shared_hidden {
+                0 => None,
+                hidden => Some(self.swiglu(shared, layer, hidden)?),
             },
         })
     }

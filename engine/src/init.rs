@@ -17,7 +17,7 @@ pub fn init_params(spec: &DecoderSpec, seed: u64, device: &Device) -> Result<Par
         let shape = tensor.shape.as_slice();
         let values = match tensor.role {
             TensorRole::Norm => Tensor::ones(shape, DType::F32, device)?,
-            TensorRole::Bias => Tensor::zeros(shape, DType::F32, device)?,
+            TensorRole::Bias | TensorRole::Constant => Tensor::zeros(shape, DType::F32, device)?,
             _ => {
                 let rng = CounterRng::new(seed, &format!("init:{}", tensor.name));
                 let n = shape.iter().product::<usize>();

@@ -13,7 +13,7 @@ use crate::{
         matmul::{self, Mat, MatMut, Threads},
     },
     kv_cache::{CacheShape, KvCache},
-    layers::Projection,
+    layers::{Mlp, Projection},
 };
 
 /// One token to be read.
@@ -81,15 +81,19 @@ impl<'a> FrozenDecoder<'a> {
         let mut hidden = 0;
         let mut blocks = Vec::with_capacity(spec.n_layers);
         for block in &decoder.blocks {
-            let (attention, mlp) = (&block.attention, &block.mlp);
+            let Mlp::Dense(mlp) = &block.mlp else {
+                return Err(EngineError::Spec {
+                    key: "mlp".to_owned(),
+                    message: "left-to-right decoding of a mixture of experts is not implemented"
+                        .to_owned(),
+                });
+            };
+            let attention = &block.attention;
             let gate_up = pack(params, &[&mlp.gate, &mlp.up])?;
             hidden = gate_up.out() / 2;
             blocks.push(FrozenBlock {
                 attention_norm: read(block.attention_norm.weight)?,
-                qkv: pack(
-                    params,
-                    &[&attention.query, &attention.key, &attention.value],
-                )?,
+                qkv: pack(params, &attention.qkv.parts())?,
                 query_norm: attention.query_norm.map(read).transpose()?,
                 key_norm: attention.key_norm.map(read).transpose()?,
                 output: pack(params, &[&attention.output])?,

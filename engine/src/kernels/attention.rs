@@ -46,11 +46,13 @@ impl Heads {
         self.n_heads / self.n_kv_heads
     }
 
-    fn width(&self) -> usize {
+    /// Columns of the queries.
+    pub(crate) fn width(&self) -> usize {
         self.n_heads * self.head_dim
     }
 
-    fn kv_width(&self) -> usize {
+    /// Columns of the keys, and of the values.
+    pub(crate) fn kv_width(&self) -> usize {
         self.n_kv_heads * self.head_dim
     }
 

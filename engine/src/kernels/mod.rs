@@ -13,6 +13,7 @@ pub(crate) mod decode_linear;
 pub(crate) mod decode_rows;
 mod disjoint;
 pub mod embedding;
+pub mod experts;
 pub mod gradients;
 pub(crate) mod host;
 pub mod linear;

@@ -17,12 +17,8 @@ use crate::{
 /// Projections to queries, keys and values, attention inside each example, projection back.
 #[derive(Debug, Clone)]
 pub struct Attention {
-    /// `[n_heads * head_dim, width]`.
-    pub query: Projection,
-    /// `[n_kv_heads * head_dim, width]`.
-    pub key: Projection,
-    /// `[n_kv_heads * head_dim, width]`.
-    pub value: Projection,
+    /// Vectors to queries, keys and values.
+    pub qkv: QkvProjection,
     /// `[width, n_heads * head_dim]`.
     pub output: Projection,
     /// `[head_dim]`, the RMSNorm of each query head.
@@ -35,6 +31,63 @@ pub struct Attention {
     pub heads: Heads,
     /// Angles by position; shared by all blocks.
     pub rotary: Arc<RotaryTable>,
+}
+
+/// The projections to queries, `[n_heads * head_dim, width]`, and to keys and values,
+/// `[n_kv_heads * head_dim, width]` each.
+#[derive(Debug, Clone, Copy)]
+pub enum QkvProjection {
+    /// Three matrices.
+    Apart([Projection; 3]),
+    /// One matrix that holds the rows of all three, in this order.
+    Fused(Projection),
+}
+
+impl QkvProjection {
+    /// The projections, whose outputs side by side are queries, keys and values.
+    pub fn parts(&self) -> Vec<&Projection> {
+        match self {
+            Self::Apart(parts) => parts.iter().collect(),
+            Self::Fused(one) => vec![one],
+        }
+    }
+
+    fn apply(&self, cx: &Context<'_>, x: &Tensor, heads: Heads) -> Result<[Tensor; 3]> {
+        match self {
+            Self::Apart([q, k, v]) => Ok([q.apply(cx, x)?, k.apply(cx, x)?, v.apply(cx, x)?]),
+            Self::Fused(one) => {
+                let all = one.apply(cx, x)?;
+                let (q, kv) = (heads.width(), heads.kv_width());
+                let part = |start, len| all.narrow(1, start, len)?.contiguous();
+                Ok([part(0, q)?, part(q, kv)?, part(q + kv, kv)?])
+            }
+        }
+    }
+
+    /// Adds parameter gradients; returns `dL/dx`.
+    fn backward(
+        &self,
+        cx: &Context<'_>,
+        d: [Tensor; 3],
+        x: &Tensor,
+        grads: &mut Grads,
+    ) -> Result<Tensor> {
+        match self {
+            Self::Apart(parts) => {
+                let mut dx = None;
+                for (part, d) in parts.iter().zip(&d) {
+                    part.add_param_gradients(cx, d, x, grads)?;
+                    dx = Some(part.input_gradient(cx, d, dx)?);
+                }
+                Ok(dx.expect("there are three"))
+            }
+            Self::Fused(one) => {
+                let d = Tensor::cat(&d, 1)?.contiguous()?;
+                one.add_param_gradients(cx, &d, x, grads)?;
+                one.input_gradient(cx, &d, None)
+            }
+        }
+    }
 }
 
 /// Queries, keys and values, ready for attention (normed and rotated).
@@ -59,9 +112,7 @@ impl Attention {
     /// # Errors
     /// When shapes disagree or the device fails.
     pub fn project(&self, cx: &Context<'_>, x: &Tensor) -> Result<Qkv> {
-        let raw_q = self.query.apply(cx, x)?;
-        let raw_k = self.key.apply(cx, x)?;
-        let v = self.value.apply(cx, x)?;
+        let [raw_q, raw_k, v] = self.qkv.apply(cx, x, self.heads)?;
         let rotate = |x: &Tensor, norm: Option<ParamId>| {
             let norm = norm.map(|id| cx.params.tensor(id));
             let (eps, dim) = (self.norm_eps, self.heads.head_dim);
@@ -140,11 +191,6 @@ impl Layer for Attention {
         )?;
         self.unrotate(cx, &dq, &raw_q, self.query_norm, grads)?;
         self.unrotate(cx, &dk, &raw_k, self.key_norm, grads)?;
-        self.query.add_param_gradients(cx, &dq, &x, grads)?;
-        self.key.add_param_gradients(cx, &dk, &x, grads)?;
-        self.value.add_param_gradients(cx, &dv, &x, grads)?;
-        let dx = self.query.input_gradient(cx, &dq, None)?;
-        let dx = self.key.input_gradient(cx, &dk, Some(dx))?;
-        self.value.input_gradient(cx, &dv, Some(dx))
+        self.qkv.backward(cx, [dq, dk, dv], &x, grads)
     }
 }

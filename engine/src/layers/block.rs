@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use super::{Attention, Context, Layer, RmsNorm, Save, Saved, SwiGlu};
+use super::{Attention, Context, Layer, Mlp, RmsNorm, Save, Saved};
 use crate::{grads::Grads, kernels::residual};
 
 /// `m = x + attention(norm(x))`, `y = m + mlp(norm(m))`.
@@ -15,7 +15,7 @@ pub struct Block {
     /// The norm before the feed-forward part.
     pub mlp_norm: RmsNorm,
     /// The feed-forward part.
-    pub mlp: SwiGlu,
+    pub mlp: Mlp,
 }
 
 impl Layer for Block {

@@ -165,6 +165,7 @@ impl Trainer {
             Some(TensorRole::Norm) => "norms",
             Some(TensorRole::Bias) => "biases",
             Some(TensorRole::Head) => "head",
+            Some(TensorRole::Router) => "router",
             _ => "other",
         }
     }
