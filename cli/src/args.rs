@@ -47,6 +47,74 @@ pub enum Command {
     Tokenizer(TokenizerArgs),
     /// Write the rows of a synthetic task
     Task(TaskArgs),
+    /// Begin a plugin, look into one, or hold one to the laws
+    Plugin(PluginArgs),
+}
+
+/// `t3s plugin`.
+#[derive(Debug, ClapArgs)]
+pub struct PluginArgs {
+    /// What to do
+    #[command(subcommand)]
+    pub command: PluginCommand,
+}
+
+/// What is done with plugins. Loading one runs its code with your rights.
+#[derive(Debug, Subcommand)]
+pub enum PluginCommand {
+    /// Write a crate (or a C file with a Makefile) with a component, its test and a plan
+    New {
+        /// Name of the component and of the folder, kebab-case
+        name: String,
+        /// What it is
+        #[arg(long, value_enum, default_value = "strategy")]
+        kind: PluginKind,
+        /// What it is written in
+        #[arg(long, value_enum, default_value = "rust")]
+        lang: PluginLanguage,
+        /// The folder of the crate t3s-plugin, for Rust; found by itself in a checkout
+        #[arg(long)]
+        sdk: Option<PathBuf>,
+    },
+    /// Say what is in plugins, one line per component
+    List {
+        /// The libraries
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+    /// Say everything about a plugin: interface, digest, components, schemas of their options
+    Inspect {
+        /// The library
+        file: PathBuf,
+    },
+    /// Hold a plugin's components to the laws, in a child process on guarded memory
+    Test {
+        /// The library
+        file: PathBuf,
+        /// The child: where it notes what it is about to ask
+        #[arg(long, hide = true)]
+        notes: Option<PathBuf>,
+    },
+}
+
+/// The kinds of component.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PluginKind {
+    /// A selection strategy
+    Strategy,
+    /// A confidence signal
+    Signal,
+    /// A model adapter
+    Adapter,
+}
+
+/// The languages of templates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PluginLanguage {
+    /// A crate
+    Rust,
+    /// A file and a Makefile
+    C,
 }
 
 /// A plan.

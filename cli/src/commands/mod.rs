@@ -6,6 +6,7 @@ mod explain;
 mod grads;
 mod init;
 mod list;
+mod plugin;
 mod run;
 mod score;
 mod select;
@@ -16,7 +17,7 @@ use std::path::PathBuf;
 
 use t3s_core::{
     plan::{self, DataPlan, GraderPlan, Loaded},
-    plugin,
+    plugin as loader,
     registry::Registry,
 };
 use t3s_pipeline::offline::Subject;
@@ -46,6 +47,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
         Command::Init(init) => init::run(&init),
         Command::Tokenizer(tokenizer) => tokenizer::run(&tokenizer),
         Command::Task(task) => task::run(&task),
+        Command::Plugin(args) => plugin::run(&args.command, &display),
     }
 }
 
@@ -53,7 +55,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
 fn registry(plugins: &[PathBuf]) -> Result<Registry, Failure> {
     let mut registry = Registry::linked()?;
     for path in plugins {
-        registry = plugin::load(path, None)
+        registry = loader::load(path, None)
             .and_then(|plugin| plugin.add_to(registry))
             .map_err(Failure::usage)?;
     }

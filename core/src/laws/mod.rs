@@ -15,6 +15,7 @@ mod tests;
 
 use std::{
     any::Any,
+    cell::Cell,
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
 };
@@ -28,6 +29,15 @@ use case::{Case, Column};
 
 /// Inputs drawn per law.
 const CASES: u32 = 192;
+
+thread_local! {
+    static CURRENT: Cell<&'static str> = const { Cell::new("") };
+}
+
+/// The law that this thread holds a component to; empty between two.
+pub fn current() -> &'static str {
+    CURRENT.get()
+}
 
 /// A law that does not hold, and the smallest input found that shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,7 +133,10 @@ struct Law<S> {
 fn broken<S>(subject: &S, columns: &[Column], laws: &[Law<S>], stop: bool) -> Vec<Broken> {
     let mut found = Vec::new();
     for law in laws {
-        if let Err(broken) = hold(subject, columns, law) {
+        CURRENT.set(law.name);
+        let held = hold(subject, columns, law);
+        CURRENT.set("");
+        if let Err(broken) = held {
             found.push(broken);
             // What the other laws say of a component that refuses good input means nothing.
             if stop || law.name == "answers" {

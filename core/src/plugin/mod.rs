@@ -20,6 +20,8 @@ mod component;
 mod describe;
 pub mod elf;
 mod error;
+#[cfg(target_os = "linux")]
+pub mod guard;
 mod loader;
 
 pub use describe::{SignalDescription, StrategyDescription};

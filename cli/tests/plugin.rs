@@ -1,0 +1,216 @@
+//! `t3s plugin`: what is begun builds, keeps the laws and loads; what kills its process is reported
+//! by one that lives. Plugins are built outside the repository, by cargo and by the C compiler.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+const FAULTY: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../plugins/sdk/tests/faulty.c"
+);
+const INCLUDE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../plugins/include");
+const SDK: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../plugins/sdk");
+
+fn t3s(folder: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_t3s"))
+        .current_dir(folder)
+        .args(arguments)
+        .output()
+        .expect("t3s starts")
+}
+
+fn text(output: &Output) -> String {
+    let out = String::from_utf8_lossy(&output.stdout);
+    format!("{out}{}", String::from_utf8_lossy(&output.stderr))
+}
+
+fn cc() -> Option<String> {
+    let cc = env::var("CC").unwrap_or_else(|_| "cc".to_owned());
+    let there = Command::new(&cc).arg("--version").output().is_ok();
+    if !there {
+        eprintln!("SKIPPED: no C compiler ({cc}); set CC");
+    }
+    there.then_some(cc)
+}
+
+fn faulty(cc: &str, folder: &Path, name: &str, defines: &[&str]) -> PathBuf {
+    let library = folder.join(format!("lib{name}.so"));
+    let built = Command::new(cc)
+        .args(["-std=c11", "-fPIC", "-shared", "-O1", "-w", "-I", INCLUDE])
+        .args(defines.iter().map(|define| format!("-D{define}")))
+        .arg("-o")
+        .args([&library, Path::new(FAULTY)])
+        .status();
+    assert!(built.expect("cc starts").success(), "{defines:?}");
+    library
+}
+
+/// Cargo in `folder`, without the network, into a target folder that all these tests share.
+fn cargo(folder: &Path, arguments: &[&str]) -> (Output, PathBuf) {
+    let lock = Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.lock");
+    if !folder.join("Cargo.lock").exists() {
+        fs::copy(lock, folder.join("Cargo.lock")).expect("a copy");
+    }
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("plugins");
+    let output = Command::new(env!("CARGO"))
+        .current_dir(folder)
+        .args(arguments)
+        .args(["--offline", "--quiet"])
+        .env("CARGO_TARGET_DIR", &target)
+        .env_remove("RUSTFLAGS")
+        .output()
+        .expect("cargo starts");
+    (output, target)
+}
+
+#[test]
+fn a_plugin_that_ends_its_process_is_reported_by_one_that_lives() {
+    let Some(cc) = cc() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let tested = |name: &str, defines: &[&str]| {
+        let library = faulty(&cc, folder.path(), name, defines);
+        let output = t3s(folder.path(), &["plugin", "test", library.to_str().expect("UTF-8")]);
+        (output.status.code(), text(&output))
+    };
+    for (name, define, said) in [
+        ("abort", "FAULT_ABORT", "it aborted (SIGABRT)"),
+        ("exit", "FAULT_EXIT", "it called exit (exit status: 3)"),
+        ("null", "FAULT_NULL_READ", "outside its columns (SIGSEGV)"),
+        ("outside", "FAULT_OUTSIDE", "outside its columns (SIGSEGV)"),
+    ] {
+        let (code, message) = tested(name, &[define]);
+        assert_eq!(code, Some(1), "{message}");
+        assert!(message.contains(said), "{message}");
+        assert!(
+            message.contains("strategy \"keep\", law \"answers\", input:\n"),
+            "{message}"
+        );
+    }
+    let (code, message) = tested("good", &["DESCRIPTION=\"{\\\"needs\\\": []}\""]);
+    // faulty.c refuses options of any kind, and reads no column: it keeps the laws.
+    assert_eq!(code, Some(0), "{message}");
+    assert!(message.contains("strategy keep: keeps the laws"), "{message}");
+    let (code, message) = tested("prompt", &["FAULT_PROMPT", "DESCRIPTION=\"{\\\"needs\\\": []}\""]);
+    assert_eq!(code, Some(1), "{message}");
+    assert!(message.contains("law \"mask\" is broken"), "{message}");
+    assert!(message.contains("smallest input found:\n"), "{message}");
+    let output = t3s(folder.path(), &["plugin", "test", "missing.so"]);
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output));
+}
+
+#[test]
+fn what_is_begun_in_c_builds_and_keeps_the_laws() {
+    if cc().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let begun = t3s(folder.path(), &["plugin", "new", "soft-edge", "--lang", "c"]);
+    assert!(begun.status.success(), "{}", text(&begun));
+    let here = folder.path().join("soft-edge");
+    let made = Command::new("make").current_dir(&here).output();
+    let Ok(made) = made else {
+        eprintln!("SKIPPED: no make");
+        return;
+    };
+    assert!(made.status.success(), "{}", text(&made));
+    assert!(made.stderr.is_empty(), "warnings: {}", text(&made));
+    let tested = t3s(&here, &["plugin", "test", "libsoft_edge.so"]);
+    assert!(tested.status.success(), "{}", text(&tested));
+    let listed = text(&t3s(&here, &["plugin", "list", "libsoft_edge.so"]));
+    assert!(listed.contains("libsoft_edge.so (ABI 1.1)\n  strategy soft-edge: "), "{listed}");
+    let inspected = text(&t3s(&here, &["plugin", "inspect", "libsoft_edge.so"]));
+    for part in ["sha256 ", "built with t3s_plugin.h 1.1", "\"tau\""] {
+        assert!(inspected.contains(part), "{inspected}");
+    }
+    let all = text(&t3s(&here, &["list", "strategies", "--plugin", "libsoft_edge.so"]));
+    assert!(all.contains("from libsoft_edge.so"), "{all}");
+    assert!(all.contains("from t3s-strategies "), "{all}");
+    let again = t3s(folder.path(), &["plugin", "new", "soft-edge"]);
+    assert_eq!(again.status.code(), Some(2), "{}", text(&again));
+    let bad = t3s(folder.path(), &["plugin", "new", "../x"]);
+    assert_eq!(bad.status.code(), Some(2), "{}", text(&bad));
+}
+
+/// One build folder is shared, so the builds are one test.
+#[test]
+fn what_is_begun_in_rust_builds_and_keeps_the_laws() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (name, kind, library) in [
+        ("my-rule", "strategy", "libmy_rule.so"),
+        ("my-score", "signal", "libmy_score.so"),
+        ("my-family", "adapter", "libmy_family.so"),
+    ] {
+        let begun = t3s(
+            folder.path(),
+            &["plugin", "new", name, "--kind", kind, "--sdk", SDK],
+        );
+        assert!(begun.status.success(), "{}", text(&begun));
+        let here = folder.path().join(name);
+        let (tested, target) = cargo(&here, &["test"]);
+        assert!(tested.status.success(), "{}", text(&tested));
+        let (built, _) = cargo(&here, &["build"]);
+        assert!(built.status.success(), "{}", text(&built));
+        let library = target.join("debug").join(library);
+        let tested = t3s(&here, &["plugin", "test", library.to_str().expect("UTF-8")]);
+        assert!(tested.status.success(), "{}", text(&tested));
+    }
+
+    panics_are_errors(folder.path());
+}
+
+/// Another edition, other flags: a library by LTO and stripped, and one that aborts.
+fn panics_are_errors(folder: &Path) {
+    let here = folder.join("panicky");
+    fs::create_dir_all(here.join("src")).expect("a folder");
+    let manifest = format!(
+        "[package]\nname = \"panicky\"\nversion = \"0.1.0\"\nedition = \"2021\"\n\
+         [lib]\ncrate-type = [\"cdylib\"]\n\
+         [dependencies]\nschemars = \"1\"\nserde = {{ version = \"1\", features = [\"derive\"] }}\n\
+         t3s-plugin = {{ path = {SDK:?} }}\n\
+         [profile.release]\nopt-level = \"z\"\nlto = \"thin\"\nstrip = true\n\
+         [profile.aborting]\ninherits = \"dev\"\npanic = \"abort\"\n\
+         [workspace]\n"
+    );
+    fs::write(here.join("Cargo.toml"), manifest).expect("a file");
+    fs::write(here.join("src/lib.rs"), include_str!("plugin/panicky.rs")).expect("a file");
+    let (built, target) = cargo(&here, &["build", "--release"]);
+    assert!(built.status.success(), "{}", text(&built));
+    let library = target.join("release/libpanicky.so");
+    let plugin = t3s_core::plugin::load(&library, None).unwrap_or_else(|e| panic!("{e}"));
+    let registry = t3s_core::registry::Registry::from_entries([]).expect("empty");
+    let registry = plugin.add_to(registry).expect("no clash");
+    let make = |at: &str| {
+        let mut options = t3s_core::toml::Table::new();
+        options.insert("panic_in".to_owned(), at.into());
+        registry.strategy("panicky", &options)
+    };
+    for at in ["new", "needs"] {
+        let said = make(at).err().expect("an error").to_string();
+        assert!(said.starts_with("strategy \"panicky\" panicked: src/lib.rs:"), "{said}");
+        assert!(said.ends_with(&format!(": a bug in {at}")), "{said}");
+    }
+    let strategy = make("select").unwrap_or_else(|e| panic!("{e}"));
+    let table = t3s_core::TokenTable::new(vec![1], vec![0, 1], vec![5], vec![3], vec![true])
+        .expect("a good table");
+    let mut out = [0.0];
+    let cx = t3s_core::SelectContext::recorded(0);
+    let said = strategy.select(&table.view(), &cx, &mut out).err();
+    let said = said.expect("an error").to_string();
+    assert!(said.ends_with(": index out of bounds: the len is 1 but the index is 1"), "{said}");
+    // And the host goes on: so does the plugin.
+    let good = make("nowhere").unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(good.select(&table.view(), &cx, &mut out), Ok(()));
+    assert_eq!(out, [1.0]);
+    let unknown = "panik_in = 1".parse().expect("TOML");
+    let said = registry.strategy("panicky", &unknown).err().expect("an error");
+    assert!(said.to_string().contains("panik_in"), "{said}");
+
+    let (built, target) = cargo(&here, &["build", "--profile", "aborting"]);
+    assert!(built.status.success(), "{}", text(&built));
+    let error = t3s_core::plugin::load(&target.join("aborting/libpanicky.so"), None);
+    let said = error.expect_err("refused").to_string();
+    assert!(said.contains("compiled with panic = \"abort\""), "{said}");
+}
