@@ -1,5 +1,6 @@
 //! Generation: answers to prompts, by the family's decode rule.
 
+mod blocks;
 mod frozen;
 mod left_to_right;
 #[cfg(test)]
@@ -82,9 +83,12 @@ pub fn generate(
         DecodeRule::LeftToRight => {
             left_to_right::generate(decoder, prompts, samples, plan, sampler, seed, progress)
         }
+        DecodeRule::Blocks(rule) => blocks::generate(
+            decoder, rule, prompts, samples, plan, sampler, seed, true, progress,
+        ),
         other => Err(EngineError::Spec {
             key: "decode".to_owned(),
-            message: format!("{other:?} is not known to this build; known: left-to-right"),
+            message: format!("{other:?} is not known to this build; known: left-to-right, blocks"),
         }),
     }
 }
