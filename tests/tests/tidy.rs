@@ -124,3 +124,14 @@ fn no_file_names_a_machine() {
         }
     }
 }
+
+#[test]
+fn the_manual_of_plans_is_what_the_program_reads() {
+    let manual = fs::read_to_string(root().join("docs/plans.md")).expect("docs/plans.md");
+    let reference = t3s_core::plan::reference_markdown();
+    assert!(reference.contains("max_new_tokens"));
+    assert!(
+        manual.contains(reference.trim()),
+        "docs/plans.md is not what the keys' own comments say; take this over:\n\n{reference}"
+    );
+}
