@@ -41,6 +41,8 @@ pub enum Command {
     Select(SelectArgs),
     /// Generate and grade answers
     Eval(EvalArgs),
+    /// Add and take away the weights of models: t3s merge BASE + FINAL - BOTTLENECK --out FOLDER
+    Merge(MergeArgs),
     /// Make a random student from a config and a tokenizer
     Init(InitArgs),
     /// Train a byte-level BPE tokenizer on the texts of data files
@@ -49,6 +51,17 @@ pub enum Command {
     Task(TaskArgs),
     /// Begin a plugin, look into one, or hold one to the laws
     Plugin(PluginArgs),
+}
+
+/// `t3s merge`.
+#[derive(Debug, ClapArgs)]
+pub struct MergeArgs {
+    /// Folders of models with + and - between them, each a word of its own
+    #[arg(required = true, value_name = "FOLDER +|- FOLDER")]
+    pub expression: Vec<String>,
+    /// The folder to write, with the files and element types of the first model
+    #[arg(long)]
+    pub out: PathBuf,
 }
 
 /// `t3s plugin`.

@@ -7,10 +7,7 @@ use std::{
     process::{Command, Output},
 };
 
-const FAULTY: &str = concat!(
-    env!("CARGO_MANIFEST_DIR"),
-    "/../plugins/sdk/tests/faulty.c"
-);
+const FAULTY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../plugins/sdk/tests/faulty.c");
 const INCLUDE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../plugins/include");
 const SDK: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../plugins/sdk");
 
@@ -72,7 +69,10 @@ fn a_plugin_that_ends_its_process_is_reported_by_one_that_lives() {
     let folder = tempfile::tempdir().expect("a folder");
     let tested = |name: &str, defines: &[&str]| {
         let library = faulty(&cc, folder.path(), name, defines);
-        let output = t3s(folder.path(), &["plugin", "test", library.to_str().expect("UTF-8")]);
+        let output = t3s(
+            folder.path(),
+            &["plugin", "test", library.to_str().expect("UTF-8")],
+        );
         (output.status.code(), text(&output))
     };
     for (name, define, said) in [
@@ -92,8 +92,14 @@ fn a_plugin_that_ends_its_process_is_reported_by_one_that_lives() {
     let (code, message) = tested("good", &["DESCRIPTION=\"{\\\"needs\\\": []}\""]);
     // faulty.c refuses options of any kind, and reads no column: it keeps the laws.
     assert_eq!(code, Some(0), "{message}");
-    assert!(message.contains("strategy keep: keeps the laws"), "{message}");
-    let (code, message) = tested("prompt", &["FAULT_PROMPT", "DESCRIPTION=\"{\\\"needs\\\": []}\""]);
+    assert!(
+        message.contains("strategy keep: keeps the laws"),
+        "{message}"
+    );
+    let (code, message) = tested(
+        "prompt",
+        &["FAULT_PROMPT", "DESCRIPTION=\"{\\\"needs\\\": []}\""],
+    );
     assert_eq!(code, Some(1), "{message}");
     assert!(message.contains("law \"mask\" is broken"), "{message}");
     assert!(message.contains("smallest input found:\n"), "{message}");
@@ -107,7 +113,10 @@ fn what_is_begun_in_c_builds_and_keeps_the_laws() {
         return;
     }
     let folder = tempfile::tempdir().expect("a folder");
-    let begun = t3s(folder.path(), &["plugin", "new", "soft-edge", "--lang", "c"]);
+    let begun = t3s(
+        folder.path(),
+        &["plugin", "new", "soft-edge", "--lang", "c"],
+    );
     assert!(begun.status.success(), "{}", text(&begun));
     let here = folder.path().join("soft-edge");
     let made = Command::new("make").current_dir(&here).output();
@@ -120,12 +129,18 @@ fn what_is_begun_in_c_builds_and_keeps_the_laws() {
     let tested = t3s(&here, &["plugin", "test", "libsoft_edge.so"]);
     assert!(tested.status.success(), "{}", text(&tested));
     let listed = text(&t3s(&here, &["plugin", "list", "libsoft_edge.so"]));
-    assert!(listed.contains("libsoft_edge.so (ABI 1.1)\n  strategy soft-edge: "), "{listed}");
+    assert!(
+        listed.contains("libsoft_edge.so (ABI 1.1)\n  strategy soft-edge: "),
+        "{listed}"
+    );
     let inspected = text(&t3s(&here, &["plugin", "inspect", "libsoft_edge.so"]));
     for part in ["sha256 ", "built with t3s_plugin.h 1.1", "\"tau\""] {
         assert!(inspected.contains(part), "{inspected}");
     }
-    let all = text(&t3s(&here, &["list", "strategies", "--plugin", "libsoft_edge.so"]));
+    let all = text(&t3s(
+        &here,
+        &["list", "strategies", "--plugin", "libsoft_edge.so"],
+    ));
     assert!(all.contains("from libsoft_edge.so"), "{all}");
     assert!(all.contains("from t3s-strategies "), "{all}");
     let again = t3s(folder.path(), &["plugin", "new", "soft-edge"]);
@@ -189,7 +204,10 @@ fn panics_are_errors(folder: &Path) {
     };
     for at in ["new", "needs"] {
         let said = make(at).err().expect("an error").to_string();
-        assert!(said.starts_with("strategy \"panicky\" panicked: src/lib.rs:"), "{said}");
+        assert!(
+            said.starts_with("strategy \"panicky\" panicked: src/lib.rs:"),
+            "{said}"
+        );
         assert!(said.ends_with(&format!(": a bug in {at}")), "{said}");
     }
     let strategy = make("select").unwrap_or_else(|e| panic!("{e}"));
@@ -199,13 +217,19 @@ fn panics_are_errors(folder: &Path) {
     let cx = t3s_core::SelectContext::recorded(0);
     let said = strategy.select(&table.view(), &cx, &mut out).err();
     let said = said.expect("an error").to_string();
-    assert!(said.ends_with(": index out of bounds: the len is 1 but the index is 1"), "{said}");
+    assert!(
+        said.ends_with(": index out of bounds: the len is 1 but the index is 1"),
+        "{said}"
+    );
     // And the host goes on: so does the plugin.
     let good = make("nowhere").unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(good.select(&table.view(), &cx, &mut out), Ok(()));
     assert_eq!(out, [1.0]);
     let unknown = "panik_in = 1".parse().expect("TOML");
-    let said = registry.strategy("panicky", &unknown).err().expect("an error");
+    let said = registry
+        .strategy("panicky", &unknown)
+        .err()
+        .expect("an error");
     assert!(said.to_string().contains("panik_in"), "{said}");
 
     let (built, target) = cargo(&here, &["build", "--profile", "aborting"]);

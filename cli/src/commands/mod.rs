@@ -6,6 +6,7 @@ mod explain;
 mod grads;
 mod init;
 mod list;
+mod merge;
 mod plugin;
 mod run;
 mod score;
@@ -44,6 +45,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
         Command::Score(score) => score::run(&score, &display),
         Command::Select(select) => select::run(&select, &display),
         Command::Eval(eval) => eval::run(&eval, &display),
+        Command::Merge(merge) => merge::run(&merge, &display),
         Command::Init(init) => init::run(&init),
         Command::Tokenizer(tokenizer) => tokenizer::run(&tokenizer),
         Command::Task(task) => task::run(&task),

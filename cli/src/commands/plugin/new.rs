@@ -93,7 +93,10 @@ fn rust(
     })?;
     let mut manifest = filled(MANIFEST, name).replace("{{sdk}}", &sdk.display().to_string());
     if kind == PluginKind::Adapter {
-        manifest = manifest.replace("[dev-dependencies]\n", "[dev-dependencies]\nserde_json = \"1\"\n");
+        manifest = manifest.replace(
+            "[dev-dependencies]\n",
+            "[dev-dependencies]\nserde_json = \"1\"\n",
+        );
     }
     let source = match kind {
         PluginKind::Strategy => STRATEGY,
