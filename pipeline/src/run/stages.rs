@@ -236,6 +236,8 @@ impl Run<'_> {
                 "stores": stores,
                 "selection": self.plan.selection,
                 "signals": read,
+                // A plugin that was built anew may decide otherwise.
+                "plugins": self.plan.plugins.sha256,
                 "seed": self.plan.seed,
             }),
         );
