@@ -10,22 +10,9 @@ use std::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// The `t3s` program, built once for all tests of this process.
+/// The `t3s` program.
 pub fn program() -> &'static Path {
-    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| {
-        let test = std::env::current_exe().expect("a test has a path");
-        let folder = test.ancestors().nth(2).expect("target/PROFILE/deps/test");
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["build", "--quiet", "--offline", "--package", "t3s"]);
-        if folder.ends_with("release") {
-            cargo.arg("--release");
-        }
-        let target = folder.parent().expect("target/PROFILE");
-        let status = cargo.arg("--target-dir").arg(target).status();
-        assert!(status.expect("cargo runs").success(), "t3s builds");
-        folder.join("t3s")
-    })
+    Path::new(env!("CARGO_BIN_EXE_t3s"))
 }
 
 /// What the program said.
