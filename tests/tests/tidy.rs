@@ -1,126 +1,188 @@
-//! What the repository promises about its own files.
+//! House rules that a compiler does not check.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     process::Command,
 };
 
-fn root() -> &'static Path {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+use serde_json::Value;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// The Rust files of the workspace, from the root.
-fn sources() -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    let mut open = vec![root().to_owned()];
-    while let Some(folder) = open.pop() {
-        for entry in fs::read_dir(&folder).expect("a folder").flatten() {
-            let path = entry.path();
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if path.is_dir() {
-                if !name.starts_with('.') && name != "target" && name != "build" {
-                    open.push(path);
-                }
-            } else if path.extension().is_some_and(|e| e == "rs") {
-                found.push(path);
-            }
+/// Every file that git tracks or would, with one of these endings.
+fn files(endings: &[&str]) -> Vec<PathBuf> {
+    let output = Command::new("git")
+        .args(["ls-files", "--cached", "--others", "--exclude-standard"])
+        .current_dir(root())
+        .output();
+    let output = match output {
+        Ok(output) if output.status.success() => output,
+        _ => {
+            eprintln!("SKIPPED: not a git checkout");
+            return Vec::new();
         }
-    }
-    assert!(found.len() > 100, "the sources are found");
-    found
+    };
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter(|name| endings.iter().any(|ending| name.ends_with(ending)))
+        .map(|name| root().join(name))
+        .filter(|path| path.is_file())
+        .collect()
 }
 
-/// The crates of this workspace that `folder` needs to be built, not those of its tests.
-fn needs(folder: &str) -> Vec<String> {
-    let path = root().join(folder).join("Cargo.toml");
-    let text = fs::read_to_string(&path).expect("a Cargo.toml");
-    let mut inside = false;
-    let mut found = Vec::new();
-    for line in text.lines() {
-        if line.starts_with('[') {
-            inside = line == "[dependencies]";
-        } else if inside && line.starts_with("t3s") {
-            let end = line
-                .find(['.', ' ', '='])
-                .expect("a dependency has a value");
-            found.push(line[..end].to_owned());
-        }
-    }
-    found.sort();
-    found
-}
-
-#[test]
-fn crates_depend_only_downwards() {
-    assert_eq!(needs("core"), [""; 0]);
-    for folder in [
-        "data",
-        "strategies",
-        "model-adapters",
-        "engine",
-        "plugins/sdk",
-    ] {
-        assert_eq!(needs(folder), ["t3s-core"], "{folder}");
-    }
-    assert_eq!(
-        needs("pipeline"),
-        [
+/// Which of the workspace's crates may be used by which, besides in tests. What is not listed may
+/// use nothing of the workspace.
+const ARROWS: &[(&str, &[&str])] = &[
+    ("t3s-data", &["t3s-core"]),
+    ("t3s-strategies", &["t3s-core"]),
+    ("t3s-model-adapters", &["t3s-core"]),
+    ("t3s-engine", &["t3s-core"]),
+    ("t3s-plugin", &["t3s-core"]),
+    (
+        "t3s-pipeline",
+        &[
+            "t3s-core",
+            "t3s-data",
+            "t3s-strategies",
+            "t3s-model-adapters",
+            "t3s-engine",
+        ],
+    ),
+    (
+        "t3s",
+        &[
             "t3s-core",
             "t3s-data",
             "t3s-engine",
-            "t3s-model-adapters",
-            "t3s-strategies"
-        ]
-    );
-    assert_eq!(
-        needs("cli"),
-        ["t3s-core", "t3s-data", "t3s-engine", "t3s-pipeline"]
-    );
-}
+            "t3s-pipeline",
+            "t3s-plugin",
+        ],
+    ),
+];
 
 #[test]
-fn files_are_short_and_finished() {
-    // Spelt in two parts, or this file would be found.
-    let unfinished = [
-        "TO\u{44}O",
-        "FIX\u{4d}E",
-        "to\u{64}o!(",
-        "unimple\u{6d}ented!(",
-    ];
-    for path in sources() {
-        let text = fs::read_to_string(&path).expect("a source file");
-        let lines = text.lines().count();
-        assert!(lines < 700, "{}: {lines} lines", path.display());
-        for word in unfinished {
-            assert!(!text.contains(word), "{}: {word}", path.display());
+fn crates_depend_only_along_the_arrows() {
+    let output = Command::new(env!("CARGO"))
+        .args([
+            "metadata",
+            "--no-deps",
+            "--offline",
+            "--format-version",
+            "1",
+        ])
+        .current_dir(root())
+        .output()
+        .expect("cargo runs");
+    let metadata: Value = serde_json::from_slice(&output.stdout).expect("cargo speaks JSON");
+    let allowed: BTreeMap<&str, &[&str]> = ARROWS.iter().copied().collect();
+    let packages = metadata["packages"].as_array().expect("packages");
+    assert!(packages.len() > ARROWS.len());
+    for package in packages {
+        let name = package["name"].as_str().expect("a name");
+        let free = ["t3s-tests", "t3s-benches"].contains(&name) || name.starts_with("t3s-example");
+        if free {
+            continue;
+        }
+        for dependency in package["dependencies"].as_array().expect("dependencies") {
+            let of = dependency["name"].as_str().expect("a name");
+            let ours = of == "t3s" || of.starts_with("t3s-");
+            if ours && dependency["kind"].is_null() {
+                let may = allowed.get(name).is_some_and(|list| list.contains(&of));
+                assert!(may, "{name} may not depend on {of}");
+            }
+            let tensors = of.starts_with("candle") || of == "tokenizers";
+            if [
+                "t3s-core",
+                "t3s-strategies",
+                "t3s-model-adapters",
+                "t3s-plugin",
+            ]
+            .contains(&name)
+            {
+                assert!(
+                    !tensors,
+                    "{name} has no tensors and no text, so it may not use {of}"
+                );
+            }
         }
     }
 }
 
 #[test]
-fn no_file_names_a_machine() {
-    let listed = Command::new("git")
-        .arg("ls-files")
-        .current_dir(root())
-        .output();
-    let Some(listed) = listed.ok().filter(|output| output.status.success()) else {
-        eprintln!("SKIPPED: this is no checkout of git");
-        return;
-    };
-    let paths = [
-        "/wor\u{6b}/",
-        "/roo\u{74}/",
-        "/hom\u{65}/",
-        "/tmp/targe\u{74}",
+fn files_stay_small_enough_to_hold_in_the_head() {
+    for path in files(&[".rs"]) {
+        let lines = fs::read_to_string(&path).unwrap().lines().count();
+        assert!(
+            lines < 700,
+            "{} has {lines} lines; split it by meaning",
+            path.display()
+        );
+    }
+}
+
+#[test]
+fn nothing_is_left_for_later() {
+    // Put together here, so that this file does not find itself.
+    let words = [
+        "to".to_owned() + "do!(",
+        "unimple".to_owned() + "mented!(",
+        "FIX".to_owned() + "ME",
+        "TO".to_owned() + "DO",
     ];
-    for name in String::from_utf8_lossy(&listed.stdout).lines() {
-        // Files that are not text, and files that are deleted but not yet committed.
-        let Ok(text) = fs::read_to_string(root().join(name)) else {
-            continue;
-        };
-        for path in paths {
-            assert!(!text.contains(path), "{name} names {path}");
+    for path in files(&[".rs", ".md", ".toml", ".sh", ".py"]) {
+        let text = fs::read_to_string(&path).unwrap();
+        for word in &words {
+            assert!(
+                !text.contains(word.as_str()),
+                "{} says {word}",
+                path.display()
+            );
+        }
+    }
+}
+
+/// `docs/plans.md` lists every key as the types have it. `T3S_UPDATE=1 cargo test` writes it anew.
+#[test]
+fn the_manual_of_plans_is_that_of_the_types() {
+    const BEGIN: &str = "<!-- reference:begin -->\n";
+    const END: &str = "<!-- reference:end -->";
+    let path = root().join("docs/plans.md");
+    let text = fs::read_to_string(&path).unwrap();
+    let start = text.find(BEGIN).expect("a mark") + BEGIN.len();
+    let end = text.find(END).expect("a mark");
+    let wanted = format!("\n{}\n", t3s_core::plan::reference_markdown().trim());
+    if std::env::var_os("T3S_UPDATE").is_some() {
+        let text = format!("{}{wanted}{}", &text[..start], &text[end..]);
+        fs::write(&path, text).unwrap();
+        return;
+    }
+    assert!(
+        text[start..end] == wanted,
+        "docs/plans.md is out of date: T3S_UPDATE=1 cargo test -p t3s-tests --test tidy"
+    );
+}
+
+/// Code cites equations by an id, which has to be there.
+#[test]
+fn every_equation_that_is_cited_is_written_down() {
+    let equations = fs::read_to_string(root().join("docs/equations.md")).unwrap();
+    for path in files(&[".rs"]) {
+        let text = fs::read_to_string(&path).unwrap();
+        let text = text
+            .replace("\n    /// ", " ")
+            .replace("\n/// ", " ")
+            .replace("\n//! ", " ");
+        for (at, _) in text.match_indices("]` in docs/equations.md") {
+            let Some(start) = text[..at].rfind('[').map(|at| at + 1) else {
+                continue;
+            };
+            let id = &text[start..at];
+            let head = format!("**[{id}]**");
+            assert!(equations.contains(&head), "{} cites [{id}]", path.display());
         }
     }
 }
