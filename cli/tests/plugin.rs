@@ -143,10 +143,24 @@ fn what_is_begun_in_c_builds_and_keeps_the_laws() {
     ));
     assert!(all.contains("from libsoft_edge.so"), "{all}");
     assert!(all.contains("from t3s-strategies "), "{all}");
+    combinators_know_it(&here.join("libsoft_edge.so"));
     let again = t3s(folder.path(), &["plugin", "new", "soft-edge"]);
     assert_eq!(again.status.code(), Some(2), "{}", text(&again));
     let bad = t3s(folder.path(), &["plugin", "new", "../x"]);
     assert_eq!(bad.status.code(), Some(2), "{}", text(&bad));
+}
+
+/// A strategy of a plugin inside one that is linked.
+fn combinators_know_it(library: &Path) {
+    let plugin = t3s_core::plugin::load(library, None).unwrap_or_else(|e| panic!("{e}"));
+    let registry = t3s_core::registry::Registry::from_entries([]).expect("empty");
+    let registry = plugin.add_to(registry).expect("no clash");
+    assert_eq!(registry.plugins().len(), 1);
+    let known = t3s_core::registry::Registry::known().expect("no clash");
+    let mut options = t3s_core::toml::Table::new();
+    options.insert("tau".to_owned(), 2.0.into());
+    let strategy = known.strategy("soft-edge", &options);
+    assert_eq!(strategy.map(|s| s.needs().len()).ok(), Some(1));
 }
 
 /// One build folder is shared, so the builds are one test.

@@ -5,7 +5,11 @@
 //! [`register_adapter!`](crate::register_adapter). `inventory` collects the entries of every crate
 //! that is linked in; names are unique per kind, and a clash is an error that names both origins.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{PoisonError, RwLock},
+};
 
 use serde::de::DeserializeOwned;
 
@@ -210,6 +214,9 @@ fn loaded(plugins: &[String]) -> String {
     format!("; plugins loaded: {}", plugins.join(", "))
 }
 
+/// The components of plugins, in the order of loading. Plugins stay loaded, so these stay good.
+static BROUGHT: RwLock<Vec<Registration>> = RwLock::new(Vec::new());
+
 /// Every component, by kind and name.
 #[derive(Clone)]
 pub struct Registry {
@@ -233,6 +240,22 @@ impl Registry {
     /// When two components of one kind share a name.
     pub fn linked() -> Result<Self, RegistryError> {
         Self::from_entries(inventory::iter::<Registration>().copied())
+    }
+
+    /// Everything that is linked into this program, and everything that plugins have brought into
+    /// any registry of it; of two plugins' components with one name the later.
+    ///
+    /// For options that name components: they are read where no registry is at hand.
+    ///
+    /// # Errors
+    /// When two linked components of one kind share a name.
+    pub fn known() -> Result<Self, RegistryError> {
+        let mut registry = Self::linked()?;
+        let brought = BROUGHT.read().unwrap_or_else(PoisonError::into_inner);
+        for entry in brought.iter() {
+            registry.entries.insert((entry.kind(), entry.name), *entry);
+        }
+        Ok(registry)
     }
 
     /// A registry of exactly these components.
@@ -259,8 +282,13 @@ impl Registry {
         origin: impl Into<String>,
         components: impl IntoIterator<Item = Registration>,
     ) -> Result<Self, RegistryError> {
-        self.add(components)?;
+        let components: Vec<Registration> = components.into_iter().collect();
+        self.add(components.iter().copied())?;
         self.plugins.push(origin.into());
+        BROUGHT
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(components);
         Ok(self)
     }
 

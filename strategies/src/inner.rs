@@ -16,8 +16,8 @@ const NAME: &str = "strategy";
 
 /// A table such as `{ strategy = "t3s", threshold = 0.1 }`, and the strategy it makes.
 ///
-/// Names are those of every crate that is linked in ([`Registry::linked`]): options are read where
-/// no other registry is at hand.
+/// Names are those of every crate that is linked in or loaded ([`Registry::known`]): options are
+/// read where no other registry is at hand.
 pub struct Inner {
     table: toml::Table,
     strategy: Box<dyn SelectionStrategy>,
@@ -58,7 +58,7 @@ impl Inner {
                 ));
             }
         };
-        let registry = Registry::linked().map_err(|error| error.to_string())?;
+        let registry = Registry::known().map_err(|error| error.to_string())?;
         match registry.strategy(&name, &options) {
             Ok(strategy) => Ok(Self { table, strategy }),
             Err(RegistryError::Component(ComponentError::Options { key, message }))
