@@ -14,6 +14,7 @@ pub mod evaluate;
 pub mod events;
 pub mod grader;
 pub mod interrupt;
+pub mod merge;
 mod number;
 pub mod offline;
 pub mod run;
