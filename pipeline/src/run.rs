@@ -126,11 +126,16 @@ impl<'r> Run<'r> {
         let student = Student::open(&plan.student, &plan.device, registry)?;
         let tokenizer = student.tokenizer(&plan.data)?;
         let weights = student.weights(&plan.student.path)?;
+        let grader = Grader::new(&plan.grader)?;
+        if !plan.eval.data.as_os_str().is_empty() {
+            // They are asked last: what is wrong with them should not be found after the training.
+            corpus::load_held_out(&plan.eval, &plan.data.system, &tokenizer, &grader)?;
+        }
         Ok(Self {
             plan,
             registry,
             components,
-            grader: Grader::new(&plan.grader)?,
+            grader,
             stages: Stages::new(folder, recorder, interrupt),
             recorder,
             interrupt,

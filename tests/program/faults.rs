@@ -59,6 +59,8 @@ fn problems_without_answers() {
             "eval.fields.answer",
         ],
     );
+    let stages = fs::read_dir(world.path("runs/a/stages")).unwrap();
+    assert_eq!(stages.count(), 0, "said before anything is computed");
     refused(
         &world,
         &["eval.fields={answer=\"gold\"}", "out=runs/b"],
@@ -135,7 +137,7 @@ fn weights_that_are_no_numbers() {
     for value in [f32::NAN, f32::INFINITY] {
         let world = World::new();
         poison(&world, "model.norm.weight", value);
-        refused(&world, &[], 1, &["probe", "not finite"]);
+        refused(&world, &[], 1, &["probe", "before step 1", "not finite"]);
         let left = fs::read_dir(world.path("runs/a/stages")).unwrap();
         assert_eq!(left.count(), 1, "only the corpus is done");
     }

@@ -69,7 +69,12 @@ impl Trainer {
         for (id, tensor) in lent {
             self.decoder.params.replace(id, tensor);
         }
-        report
+        report.map_err(|error| match error {
+            EngineError::NotFinite { what } => EngineError::NotFinite {
+                what: format!("{what}, before step 1,"),
+            },
+            error => error,
+        })
     }
 
     /// The first examples in which something is kept, up to a few tokens.

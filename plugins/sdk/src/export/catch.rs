@@ -64,7 +64,12 @@ fn remember_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         std::panic::set_hook(Box::new(|info| {
-            let said = info.payload_as_str().unwrap_or("(no message)");
+            let payload = info.payload();
+            let said = payload
+                .downcast_ref::<&str>()
+                .copied()
+                .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+                .unwrap_or("(no message)");
             let text = match info.location() {
                 Some(place) => format!("{}:{}: {said}", place.file(), place.line()),
                 None => said.to_owned(),
