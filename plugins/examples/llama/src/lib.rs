@@ -104,7 +104,8 @@ impl Keys<'_> {
         for (key, value) in &self.0.0 {
             let known = INERT.contains(&key.as_str()) || READ.contains(&key.as_str());
             if let Some((_, only)) = ONLY.iter().find(|(name, _)| name == key) {
-                let same = value.to_string() == *only
+                let text = value.to_string();
+                let same = text == *only
                     || value.is_null()
                     || (*only == "0.0" && value.as_f64() == Some(0.0));
                 if !same {
