@@ -14,9 +14,9 @@ use t3s_engine::{Decoder, Params, Save, score::batch_of};
 // Builds the library beside this test.
 use t3s_example_llama as _;
 
-/// Absolute, over logits of order 1. Measured 1.4e-6.
+/// Absolute, over logits up to 3.8. Measured 2.4e-6.
 const LOGITS: f32 = 2e-5;
-/// Absolute, nats.
+/// Absolute, nats. Measured 1.9e-6.
 const LOGP: f32 = 2e-5;
 
 fn adapter() -> Box<dyn ModelAdapter> {

@@ -287,8 +287,10 @@ fn conform_component(
     let Shape::Table(mut shape) = Shape::of_schema(schema.as_value()) else {
         return;
     };
-    // A schema without keys may be one that says nothing, e.g. of a hand-written reader.
-    shape.open |= shape.keys.is_empty();
+    // A schema without keys may be one that says nothing, e.g. of a hand-written reader; or it says
+    // that there are none.
+    let says_none = schema.get("additionalProperties") == Some(&serde_json::Value::Bool(false));
+    shape.open |= shape.keys.is_empty() && !says_none;
     let other = |value: &Value| value.as_str() != Some(name.as_str());
     if let Some((_, before)) = name_node.overrode.iter().find(|(_, value)| other(value)) {
         table.retain(|option, node| {
