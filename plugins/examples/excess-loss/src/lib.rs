@@ -3,6 +3,8 @@
 //!
 //! # To write your own
 //!
+//! `t3s plugin new` begins with less; to begin with this one:
+//!
 //! 1. Copy this folder out of the repository and give the package and the strategy a new name. In
 //!    its `Cargo.toml`, replace `workspace = true` by versions of your own and the dependency
 //!    `t3s-plugin` by a path or a git address.
@@ -11,8 +13,8 @@
 //!    error that names it.
 //! 3. `needs` names the columns, `select` turns them into weights, `declare` says what users may
 //!    rely on. The test at the end of the file holds the strategy to all of that.
-//! 4. Link it: add the crate to the dependencies of the program, and one line,
-//!    `use my_plugin as _;`, where it says so. From then on `by = "excess-loss"` works in plans.
+//! 4. Build it (`cargo build --release`) and name the library in a plan's `[plugins] load`. Or link it:
+//!    add the crate to the dependencies of a program, and `t3s_plugin::plugins! { my_plugin }`.
 //!
 //! A plan that uses this one names a reference model, at which `logp@reference` is recorded.
 
