@@ -1,7 +1,7 @@
 //! Plugins: components in shared libraries, built in any workspace, by any compiler, or in C.
 //!
 //! [`abi`] is the C interface, [`elf`] looks at a file before the system's loader may, [`load`] makes
-//! a [`Plugin`] of it, whose components enter a [`Registry`](crate::Registry) beside the linked ones.
+//! a [`Plugin`] of it, whose components enter a [`Registry`](crate::registry::Registry) beside the linked ones.
 //! What a Rust plugin exports is written in `plugins/sdk`.
 //!
 //! A plugin runs with the rights of the user. What can be checked is checked before it is asked
