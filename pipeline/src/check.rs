@@ -31,6 +31,7 @@ pub struct Checked {
 /// The first thing that a run would stop at.
 pub fn check(plan: &RunPlan, registry: &Registry) -> Result<Checked, PipelineError> {
     let student = Student::open(&plan.student, &plan.device, registry)?;
+    student.expect_causal("a run")?;
     student.expect_weights()?;
     let tokenizer = student.tokenizer(&plan.data)?;
     let grader = Grader::new(&plan.grader)?;

@@ -129,6 +129,7 @@ pub fn score_file(
     let started = Instant::now();
     let recorder = Recorder::unrecorded(session.observer);
     let opened = subject.open(session.registry)?;
+    opened.student.expect_causal("scoring")?;
     let corpus = subject.corpus(&opened)?;
     warn_of(&corpus, &recorder);
     let total: usize = corpus.examples.iter().map(|e| e.n_tokens()).sum();

@@ -124,6 +124,7 @@ impl<'r> Run<'r> {
     ) -> Result<Self, PipelineError> {
         let components = plan::components(plan, registry)?;
         let student = Student::open(&plan.student, &plan.device, registry)?;
+        student.expect_causal("a run")?;
         let tokenizer = student.tokenizer(&plan.data)?;
         let weights = student.weights(&plan.student.path)?;
         let grader = Grader::new(&plan.grader)?;

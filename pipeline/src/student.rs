@@ -9,7 +9,7 @@ use std::{
 use candle_core::Device;
 use serde_json::Value;
 use t3s_core::{
-    DecodeRule, DecoderSpec, Fingerprint, HfConfig, ModelAdapter, Objective,
+    AttentionPattern, DecodeRule, DecoderSpec, Fingerprint, HfConfig, ModelAdapter, Objective,
     plan::{DataPlan, DeviceChoice, StudentPlan, TrainPlan},
     registry::{Kind, Registry},
 };
@@ -77,6 +77,26 @@ impl Student {
                 component: format!("student.objective: model adapter {:?}", self.adapter_name),
                 source,
             })
+    }
+
+    /// Refuses a family that corrupts its input. Scoring draws once, so it would see only the tokens
+    /// that this draw masked, and plain fine-tuning would read the data's weight 1 as "always masked".
+    ///
+    /// # Errors
+    /// When rows do not see exactly what is before them.
+    pub fn expect_causal(&self, what: &str) -> Result<(), PipelineError> {
+        if self.objective()?.attention() == AttentionPattern::Causal {
+            return Ok(());
+        }
+        Err(PipelineError::plan(
+            "student.path",
+            format!(
+                "{}: {what} needs a family that predicts every token from what is before it; of \
+                 models of the family {:?} only t3s eval and t3s grads can make use yet",
+                self.path.display(),
+                self.adapter_name
+            ),
+        ))
     }
 
     /// The options of the adapter, as JSON: part of what a token store is made under.
