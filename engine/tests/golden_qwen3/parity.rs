@@ -1,21 +1,18 @@
-//! Parity with the public transformers implementation of Qwen3 (float32, eager attention), on the
-//! dumped reference `golden/qwen3-tiny`: logits, per-token statistics, loss, every gradient.
+//! Parity: logits, per-token statistics, loss, every gradient.
 
-#[path = "gradients/model.rs"]
-#[expect(dead_code, reason = "shared with the gradient tests")]
-mod model;
-
-use std::{collections::HashMap, path::PathBuf};
-
-use candle_core::{Device, Tensor};
-use model::{Shape, relative_error, values};
 use t3s_core::{
     ExampleBatch, ModelBatch, Objective, objective::NextToken, plan::sections::Recompute,
 };
 use t3s_engine::{
-    Decoder, Grads, Params, Save,
+    Decoder, Grads, Save,
     layers::head::HeadOutput,
     score::{batch_of, head_rows},
+};
+
+use crate::{
+    SHAPE,
+    model::{relative_error, values},
+    reference,
 };
 
 /// Absolute. Measured 2.2e-6.
@@ -28,35 +25,6 @@ const ENTROPY: f32 = 1e-4;
 const LOSS: f64 = 1e-5;
 /// Relative, Frobenius, of each tensor. Measured 1.5e-6.
 const GRADIENT: f64 = 1e-4;
-
-const SHAPE: Shape = Shape {
-    vocab: 512,
-    width: 64,
-    n_layers: 3,
-    n_heads: 4,
-    n_kv_heads: 2,
-    head_dim: 32,
-    hidden: 160,
-    tied: true,
-    qk_norm: true,
-    qkv_bias: false,
-};
-
-fn folder() -> Option<PathBuf> {
-    let shared = match std::env::var_os("T3S_SHARED") {
-        Some(path) => PathBuf::from(path),
-        None => PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared"),
-    };
-    let folder = shared.join("golden/qwen3-tiny");
-    if folder.is_dir() {
-        return Some(folder);
-    }
-    eprintln!(
-        "SKIPPED: no {}; set T3S_SHARED to the folder that holds golden/",
-        folder.display()
-    );
-    None
-}
 
 struct Run {
     logits: Vec<f32>,
@@ -100,18 +68,9 @@ fn run(decoder: &Decoder, ids: &[u32], weights: &[f32], total: f32) -> Run {
 
 #[test]
 fn everything_matches_transformers() {
-    let Some(folder) = folder() else { return };
-    let load =
-        |name: &str| candle_core::safetensors::load(folder.join(name), &Device::Cpu).expect(name);
-    let mut params = Params::default();
-    let mut weights: Vec<(String, Tensor)> = load("model.safetensors").into_iter().collect();
-    weights.sort_by(|a, b| a.0.cmp(&b.0));
-    for (name, tensor) in weights {
-        params.push(name, tensor);
-    }
-    let decoder = Decoder::new(SHAPE.spec(), params, None).unwrap();
-
-    let golden: HashMap<String, Tensor> = load("golden.safetensors");
+    let Some((decoder, golden)) = reference(SHAPE.spec()) else {
+        return;
+    };
     let column = |name: &str| values(&golden[name]);
     let ids: Vec<i64> = golden["ids"].flatten_all().unwrap().to_vec1().unwrap();
     let ids: Vec<u32> = ids.into_iter().map(|id| id as u32).collect();
