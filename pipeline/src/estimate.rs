@@ -29,6 +29,8 @@ const TIMED_VOCAB: usize = 4096;
 const TIMED_TOKENS: usize = 1024;
 /// Tokens of a timed generation.
 const TIMED_STEPS: usize = 12;
+/// How often each is timed.
+const ROUNDS: usize = 5;
 
 /// What a run will cost.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -234,7 +236,7 @@ struct Rates {
 }
 
 /// Seconds of one timed model.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 struct Timed {
     train: f64,
     score: f64,
@@ -278,7 +280,7 @@ impl Rates {
     }
 }
 
-/// Times one small model, the second of two rounds: the first one warms caches and threads up.
+/// Times one small model: the best of a few rounds, since everything that disturbs a round slows it.
 fn time(
     spec: &DecoderSpec,
     plan: &RunPlan,
@@ -315,17 +317,23 @@ fn time(
         batch: answers,
         ..plan.eval.generate.clone()
     };
-    let mut timed = Timed::default();
-    for _ in 0..2 {
+    let mut timed = Timed {
+        train: f64::INFINITY,
+        score: f64::INFINITY,
+        generate: f64::INFINITY,
+        optimiser: f64::INFINITY,
+    };
+    for _ in 0..ROUNDS {
         let started = Instant::now();
         let parts = [part.clone()];
         loss_and_gradients(&decoder, &NextToken, &parts, &how, &mut grads)?;
-        timed.train = started.elapsed().as_secs_f64();
+        timed.train = timed.train.min(started.elapsed().as_secs_f64());
 
         let started = Instant::now();
         // A rate of 0 times the step, without moving the weights.
         optimizer.step(&decoder.params, &mut grads, 0.0, 1.0)?;
-        timed.optimiser = started.elapsed().as_secs_f64() / spec.n_parameters() as f64;
+        let per_weight = started.elapsed().as_secs_f64() / spec.n_parameters() as f64;
+        timed.optimiser = timed.optimiser.min(per_weight);
 
         let started = Instant::now();
         let go_on = &mut |_| ControlFlow::Continue(());
@@ -339,13 +347,13 @@ fn time(
             batch_tokens,
             go_on,
         )?;
-        timed.score = started.elapsed().as_secs_f64();
+        timed.score = timed.score.min(started.elapsed().as_secs_f64());
 
         let started = Instant::now();
         let go_on = &mut |_| ControlFlow::Continue(());
         let rule = DecodeRule::LeftToRight;
         generate(&decoder, &rule, &prompts, 1, &generating, plan.seed, go_on)?;
-        timed.generate = started.elapsed().as_secs_f64();
+        timed.generate = timed.generate.min(started.elapsed().as_secs_f64());
     }
     Ok(timed)
 }
