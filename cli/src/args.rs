@@ -383,6 +383,9 @@ pub enum Task {
         /// Problems that are never among the others
         #[arg(long)]
         held_out: bool,
+        /// The largest number in a problem; operands go up to a fifth of it
+        #[arg(long, default_value_t = 99, value_parser = clap::value_parser!(u32).range(99..=999_999))]
+        largest: u32,
         /// Seed of the problems
         #[arg(long, default_value_t = 0)]
         seed: u64,
@@ -399,6 +402,8 @@ pub enum StyleArg {
     Student,
     /// In words, with checks
     Teacher,
+    /// In words, with checks, each step digit by digit
+    Tutor,
 }
 
 /// A value as a plan would write it, so that the command line and plans have one vocabulary.

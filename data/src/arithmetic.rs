@@ -1,6 +1,7 @@
-//! A synthetic reasoning task with verifiable answers: two or three steps of arithmetic, told in two
-//! styles. The student's own is terse; the teacher's is longer, in words, and sometimes checks a
-//! step. Every row is a function of (seed, split, index).
+//! A synthetic reasoning task with verifiable answers: two or three steps of arithmetic, told in
+//! three styles. The student's own is terse; the teacher's is longer, in words, and sometimes checks
+//! a step; the tutor's takes each step apart besides, digit by digit, which makes larger numbers
+//! easier. Every row is a function of (seed, split, largest number, index).
 
 use serde_json::{Value, json};
 use t3s_core::CounterRng;
@@ -12,6 +13,8 @@ pub enum Style {
     Student,
     /// `Okay, let me think. The number is 7. Next I add 5 to 7, which gives 12. ... #### 9`
     Teacher,
+    /// `... Next I multiply 47 by 6. 40 times 6 is 240, 7 times 6 is 42, 240 plus 42 is 282. ...`
+    Tutor,
 }
 
 /// Which part of the problems. No problem of [`Split::HeldOut`] is ever in [`Split::Train`],
@@ -58,23 +61,29 @@ impl Draws {
     }
 }
 
+/// The smallest bound on a problem's numbers: operands go up to a fifth of it.
+pub const SMALLEST_BOUND: u32 = 99;
+
 /// Row `index` of the task: `{"question": ..., "response": ..., "answer": ...}`, the response in
-/// `style`. The problem does not depend on the style.
-pub fn row(seed: u64, split: Split, style: Style, index: u64) -> Value {
+/// `style`. No number of a problem is above `largest`, which is raised to [`SMALLEST_BOUND`]. The
+/// problem does not depend on the style.
+pub fn row(seed: u64, split: Split, style: Style, largest: u32, index: u64) -> Value {
+    let largest = i64::from(largest.max(SMALLEST_BOUND));
     let mut draws = Draws {
         rng: CounterRng::new(seed, "arithmetic"),
         row: index,
         next: 0,
     };
     let problem = loop {
-        let problem = Problem::draw(&mut draws);
+        let problem = Problem::draw(largest, &mut draws);
         if problem.split() == split {
             break problem;
         }
     };
     let response = match style {
         Style::Student => problem.student(),
-        Style::Teacher => problem.teacher(&mut draws),
+        Style::Teacher => problem.in_words(&mut draws, Step::at_once),
+        Style::Tutor => problem.in_words(&mut draws, Step::in_parts),
     };
     json!({
         "question": problem.question(),
@@ -84,23 +93,29 @@ pub fn row(seed: u64, split: Split, style: Style, index: u64) -> Value {
 }
 
 impl Problem {
-    fn draw(draws: &mut Draws) -> Self {
-        let start = draws.between(2, 20);
+    fn draw(largest: i64, draws: &mut Draws) -> Self {
+        let largest_operand = (largest + 1) / 5;
+        let largest_factor = if largest > i64::from(SMALLEST_BOUND) {
+            9
+        } else {
+            5
+        };
+        let start = draws.between(2, largest_operand);
         let mut before = start;
         let mut steps = Vec::new();
         for _ in 0..draws.one_of(&[2, 3]) {
             let step = loop {
                 let operator = draws.one_of(&['+', '-', '*']);
                 let operand = match operator {
-                    '*' => draws.between(2, 5),
-                    _ => draws.between(2, 20),
+                    '*' => draws.between(2, largest_factor),
+                    _ => draws.between(2, largest_operand),
                 };
                 let after = match operator {
                     '+' => before + operand,
                     '-' => before - operand,
                     _ => before * operand,
                 };
-                if (0..=99).contains(&after) {
+                if (0..=largest).contains(&after) {
                     break Step {
                         operator,
                         operand,
@@ -157,38 +172,112 @@ impl Problem {
         text + &format!("#### {}", self.answer())
     }
 
-    fn teacher(&self, draws: &mut Draws) -> String {
+    /// `told` is what follows the opening of a step: how its result comes about.
+    fn in_words(&self, draws: &mut Draws, told: fn(&Step) -> String) -> String {
         let mut text = format!("Okay, let me think. The number is {}. ", self.start);
         for step in &self.steps {
-            let Step {
-                operator,
-                operand,
-                before,
-                after,
-            } = step;
             let opening = draws.one_of(&["So now I", "Next I", "Then I"]);
-            let (does, check) = match operator {
-                '+' => (
-                    format!("add {operand} to {before}"),
-                    format!("{after} minus {operand} is {before}"),
-                ),
-                '-' => (
-                    format!("take {operand} from {before}"),
-                    format!("{after} plus {operand} is {before}"),
-                ),
-                _ => (
-                    format!("multiply {before} by {operand}"),
-                    format!("{after} over {operand} is {before}"),
-                ),
-            };
-            text += &format!("{opening} {does}, which gives {after}. ");
+            text += &format!("{opening} {}. ", told(step));
             if draws.between(0, 1) == 1 {
-                text += &format!("Wait, check: {check}. ");
+                text += &format!("Wait, check: {}. ", step.check());
             }
         }
         let answer = self.answer();
         text + &format!("So the answer is {answer}. #### {answer}")
     }
+}
+
+impl Step {
+    fn doing(&self) -> String {
+        let Self {
+            operand, before, ..
+        } = self;
+        match self.operator {
+            '+' => format!("add {operand} to {before}"),
+            '-' => format!("take {operand} from {before}"),
+            _ => format!("multiply {before} by {operand}"),
+        }
+    }
+
+    fn at_once(&self) -> String {
+        format!("{}, which gives {}", self.doing(), self.after)
+    }
+
+    /// One equation for each non-zero digit: of the operand where it is added or taken, of the
+    /// number where it is multiplied.
+    fn in_parts(&self) -> String {
+        let Self {
+            operand, before, ..
+        } = *self;
+        let (word, sign) = match self.operator {
+            '+' => ("plus", 1),
+            '-' => ("minus", -1),
+            _ => return format!("{}. {}", self.doing(), products(before, operand)),
+        };
+        let mut parts = Vec::new();
+        let mut number = before;
+        for part in place_values(operand) {
+            let left = match parts.is_empty() {
+                true => format!("{number} {word}"),
+                false => word.to_owned(),
+            };
+            number += sign * part;
+            parts.push(format!("{left} {part} is {number}"));
+        }
+        format!("{}. {}", self.doing(), parts.join(", "))
+    }
+
+    fn check(&self) -> String {
+        let Self {
+            operand,
+            before,
+            after,
+            ..
+        } = self;
+        match self.operator {
+            '+' => format!("{after} minus {operand} is {before}"),
+            '-' => format!("{after} plus {operand} is {before}"),
+            _ => format!("{after} over {operand} is {before}"),
+        }
+    }
+}
+
+/// `number * factor` by the digits of `number`, and the sum of the products.
+fn products(number: i64, factor: i64) -> String {
+    let values = place_values(number);
+    let mut parts: Vec<String> = values
+        .iter()
+        .map(|value| format!("{value} times {factor} is {}", value * factor))
+        .collect();
+    let mut sum = values[0] * factor;
+    for (at, value) in values[1..].iter().enumerate() {
+        let left = if at == 0 {
+            format!("{sum} ")
+        } else {
+            String::new()
+        };
+        let product = value * factor;
+        sum += product;
+        parts.push(format!("{left}plus {product} is {sum}"));
+    }
+    parts.join(", ")
+}
+
+/// `407` as `[400, 7]`; zero as itself.
+fn place_values(number: i64) -> Vec<i64> {
+    if number == 0 {
+        return vec![0];
+    }
+    let mut values = Vec::new();
+    let (mut rest, mut unit) = (number, 1);
+    while rest > 0 {
+        values.push(rest % 10 * unit);
+        rest /= 10;
+        unit *= 10;
+    }
+    values.retain(|value| *value != 0);
+    values.reverse();
+    values
 }
 
 #[cfg(test)]
@@ -198,7 +287,9 @@ mod tests {
     use super::*;
 
     fn rows(seed: u64, split: Split, style: Style, n: u64) -> Vec<Value> {
-        (0..n).map(|index| row(seed, split, style, index)).collect()
+        (0..n)
+            .map(|index| row(seed, split, style, 99, index))
+            .collect()
     }
 
     fn text<'v>(row: &'v Value, key: &str) -> &'v str {
@@ -232,8 +323,8 @@ mod tests {
     fn the_teacher_is_longer_and_ends_with_the_same_answer() {
         let (mut own, mut teachers) = (0, 0);
         for index in 0..100 {
-            let student = row(2, Split::Train, Style::Student, index);
-            let teacher = row(2, Split::Train, Style::Teacher, index);
+            let student = row(2, Split::Train, Style::Student, 99, index);
+            let teacher = row(2, Split::Train, Style::Teacher, 99, index);
             assert_eq!(student["question"], teacher["question"]);
             assert_eq!(student["answer"], teacher["answer"]);
             let ending = format!("#### {}", text(&teacher, "answer"));
@@ -242,6 +333,73 @@ mod tests {
             teachers += text(&teacher, "response").len();
         }
         assert!(teachers > 3 * own, "{teachers} {own}");
+    }
+
+    /// Every `a plus b is c` of a text, where a missing `a` is the `c` before it.
+    fn assert_equations_hold(text: &str) {
+        let mut last = 0;
+        for sentence in text.split(['.', ',', ':']) {
+            let words: Vec<&str> = sentence.split_whitespace().collect();
+            let (left, operation, right, result) = match words[..] {
+                [left, operation, right, "is", result] => (Some(left), operation, right, result),
+                [operation, right, "is", result] => (None, operation, right, result),
+                _ => continue,
+            };
+            if !["plus", "minus", "times", "over"].contains(&operation) {
+                continue;
+            }
+            let number = |word: &str| word.parse::<i64>().unwrap();
+            let (right, result) = (number(right), number(result));
+            let left = left.map_or(last, number);
+            let value = match operation {
+                "plus" => left + right,
+                "minus" => left - right,
+                "times" => left * right,
+                "over" => left / right,
+                _ => panic!("{sentence}"),
+            };
+            assert_eq!(value, result, "{sentence}: {text}");
+            last = result;
+        }
+    }
+
+    #[test]
+    fn every_equation_of_the_tutor_holds_and_the_result_is_the_teachers() {
+        let mut largest = 0;
+        for index in 0..300 {
+            let tutor = row(5, Split::Train, Style::Tutor, 999, index);
+            let teacher = row(5, Split::Train, Style::Teacher, 999, index);
+            assert_eq!(tutor["question"], teacher["question"]);
+            assert_eq!(tutor["answer"], teacher["answer"]);
+            let ending = format!("#### {}", text(&teacher, "answer"));
+            assert!(text(&tutor, "response").ends_with(&ending));
+            assert_equations_hold(text(&tutor, "response"));
+            largest = largest.max(text(&tutor, "answer").parse().unwrap());
+        }
+        assert!((100..=999).contains(&largest), "{largest}");
+    }
+
+    #[test]
+    fn the_tutor_goes_digit_by_digit() {
+        let step = |operator, operand, before, after| Step {
+            operator,
+            operand,
+            before,
+            after,
+        };
+        assert_eq!(
+            step('*', 6, 147, 882).in_parts(),
+            "multiply 147 by 6. 100 times 6 is 600, 40 times 6 is 240, 7 times 6 is 42, \
+             600 plus 240 is 840, plus 42 is 882"
+        );
+        assert_eq!(
+            step('-', 108, 367, 259).in_parts(),
+            "take 108 from 367. 367 minus 100 is 267, minus 8 is 259"
+        );
+        assert_eq!(
+            step('*', 6, 0, 0).in_parts(),
+            "multiply 0 by 6. 0 times 6 is 0"
+        );
     }
 
     #[test]

@@ -15,12 +15,14 @@ pub fn run(args: &TaskArgs) -> Result<(), Failure> {
         style,
         prefix,
         held_out,
+        largest,
         seed,
         out,
     } = &args.task;
     let style = match style {
         StyleArg::Student => Style::Student,
         StyleArg::Teacher => Style::Teacher,
+        StyleArg::Tutor => Style::Tutor,
     };
     let split = if *held_out {
         Split::HeldOut
@@ -29,7 +31,7 @@ pub fn run(args: &TaskArgs) -> Result<(), Failure> {
     };
     atomic::write(out, |file| {
         for index in 0..*rows {
-            let mut row = row(*seed, split, style, index);
+            let mut row = row(*seed, split, style, *largest, index);
             if let Some(question) = row["question"].as_str() {
                 row["question"] = format!("{prefix}{question}").into();
             }
