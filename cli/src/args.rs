@@ -27,6 +27,8 @@ pub enum Command {
     Run(PlanArgs),
     /// Plain fine-tuning: the training and evaluation of a plan, on every response token
     Train(PlanArgs),
+    /// Run variants of a plan under several seeds and compare them; goes on where it stopped
+    Ablate(AblateArgs),
     /// Validate a plan and predict what it costs, before any model is loaded
     Check(PlanArgs),
     /// Say which file and line a value of a plan comes from
@@ -138,6 +140,55 @@ pub struct PlanArgs {
     /// Override a key, e.g. selection.strategy=all or train.lora.targets='["q_proj"]'; repeatable
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
+}
+
+/// `t3s ablate`.
+#[derive(Debug, ClapArgs)]
+pub struct AblateArgs {
+    /// The plan, TOML
+    pub plan: PathBuf,
+    /// Vary a key: selection.strategy=t3s,all; repeatable, every combination is a cell
+    #[arg(long = "grid", value_name = "KEY=A,B,C")]
+    pub grids: Vec<String>,
+    /// A cell of its own: low:selection.strategy=static-confidence,selection.mask=low; repeatable
+    #[arg(long = "cell", value_name = "NAME:KEY=VALUE,...")]
+    pub cells: Vec<String>,
+    /// A TOML file of cells, one table each: [cell.low.selection]; repeatable
+    #[arg(long = "cells", value_name = "FILE")]
+    pub cell_files: Vec<PathBuf>,
+    /// Runs per cell: under the plan's seed and those after it
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    pub seeds: u64,
+    /// Give each seed a probe, a bottleneck and scores of its own too
+    #[arg(long)]
+    pub reseed_probe: bool,
+    /// What differences are to: a cell, base, bottleneck or sft (the probe's last checkpoint)
+    #[arg(long, default_value = "sft")]
+    pub baseline: String,
+    /// Runs at once, sharing the threads; 1 when left out. With slurm: tasks at once
+    #[arg(long, value_parser = at_least_one)]
+    pub jobs: Option<usize>,
+    /// Who runs them: this process, or tasks of an array job whose script is written
+    #[arg(long, value_enum, default_value = "local")]
+    pub launcher: Launcher,
+    /// Run nothing; write the table of what is there
+    #[arg(long)]
+    pub collect: bool,
+    /// The ablation's folder; NAME-ablation beside the plan's run folder when left out
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+    /// Override a key in every cell; repeatable
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+}
+
+/// Who runs the cells of an ablation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Launcher {
+    /// This process
+    Local,
+    /// An array job
+    Slurm,
 }
 
 /// `t3s explain`.
@@ -409,6 +460,14 @@ pub enum StyleArg {
 /// A value as a plan would write it, so that the command line and plans have one vocabulary.
 fn plan_value<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
     serde_json::from_value(serde_json::Value::String(text.to_owned())).map_err(|e| e.to_string())
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("must be at least 1".to_owned()),
+        Ok(n) => Ok(n),
+        Err(error) => Err(format!("{error}")),
+    }
 }
 
 fn device(text: &str) -> Result<DeviceChoice, String> {

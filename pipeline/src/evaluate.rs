@@ -185,7 +185,7 @@ impl Examination<'_> {
             unparsed,
             truncated,
             share: right as f64 / n.max(1) as f64,
-            interval: over_prompts(&right_of, samples, self.seed),
+            interval: over_prompts(&right_of, samples),
             mean_tokens: tokens as f64 / n.max(1) as f64,
         })
     }

@@ -58,6 +58,13 @@ pub enum Event {
         /// Where the result came from: this run folder, or a sibling.
         from: PathBuf,
     },
+    /// Another run beside this one is at the same stage; its result will be taken over.
+    StageWaiting {
+        /// Its name.
+        stage: String,
+        /// First digits of the fingerprint of what it reads.
+        key: String,
+    },
     /// An optimiser step.
     Step(StepEvent),
     /// How far a stage without optimiser steps is.
@@ -125,6 +132,8 @@ pub struct StepEvent {
     pub grad_norm: f64,
     /// Tokens of the step, prompts included.
     pub tokens: u64,
+    /// Tokens of the step that could be trained on.
+    pub response_tokens: u64,
     /// Tokens of the step with a weight above zero.
     pub kept_tokens: u64,
     /// Seconds of the step.
@@ -282,7 +291,7 @@ impl Files {
                     ("tokens_per_second", step.tokens_per_second),
                     (
                         "kept_share",
-                        step.kept_tokens as f64 / step.tokens.max(1) as f64,
+                        step.kept_tokens as f64 / step.response_tokens.max(1) as f64,
                     ),
                 ],
             ),

@@ -4,6 +4,7 @@
 use t3s_model_adapters as _;
 use t3s_strategies as _;
 
+pub mod ablate;
 mod answer_logp;
 pub mod bottleneck;
 mod check;
@@ -20,6 +21,7 @@ pub mod offline;
 pub mod run;
 mod run_folder;
 pub mod select;
+mod share;
 pub mod stage;
 pub mod statistics;
 pub mod student;
@@ -33,5 +35,5 @@ pub use check::{Checked, check};
 pub use error::PipelineError;
 pub use events::{Event, Observer, Silent};
 pub use interrupt::Interrupt;
-pub use run::{run, sft::train};
+pub use run::{prepare, run, sft::train};
 pub use summary::Summary;

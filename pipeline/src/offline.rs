@@ -280,7 +280,6 @@ pub fn gradients_file(
 pub fn evaluate_file(
     subject: &Subject,
     plan: &EvalPlan,
-    seed: u64,
     answers: &Path,
     session: Session<'_>,
 ) -> Result<Accuracy, PipelineError> {
@@ -298,7 +297,7 @@ pub fn evaluate_file(
         rule: &opened.student.decode,
         grader: &opened.grader,
         tokenizer: &opened.tokenizer,
-        seed,
+        seed: plan.seed,
         stage: STAGE,
         recorder: &recorder,
         interrupt: session.interrupt,

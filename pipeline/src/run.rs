@@ -7,6 +7,8 @@ mod stages;
 
 use std::{cell::OnceCell, cell::RefCell};
 
+use self::{bottleneck_stage::Found, stages::Scores};
+
 use serde_json::{Value, json};
 use t3s_core::{
     CheckpointRef, Corpus, Fingerprint,
@@ -24,7 +26,7 @@ use crate::{
     run_folder::RunFolder,
     stage::{Done, StageKey, Stages, write_json},
     student::Student,
-    summary::{CorpusSummary, Summary},
+    summary::{CorpusSummary, Role, Summary},
     training::{TrainLog, checkpoint_folder},
 };
 
@@ -53,6 +55,25 @@ pub fn run(
     )
 }
 
+/// Does the stages of `plan` that do not depend on what is selected: up to the scores, and the
+/// examination of everything that the student is compared with. A run that differs in its selection
+/// or in its training takes them over.
+///
+/// # Errors
+/// As [`run`].
+pub fn prepare(
+    plan: &RunPlan,
+    registry: &Registry,
+    observer: &dyn Observer,
+    interrupt: &Interrupt,
+) -> Result<(), PipelineError> {
+    in_folder(plan, registry, observer, interrupt, |run, _, _| {
+        let before = run.before_selection()?;
+        let models = run.compared(&before.probe, &before.found.bottleneck);
+        run.evaluate_models(&before.corpus, models).map(|_| ())
+    })
+}
+
 /// Locks the plan's run folder, writes down what is run, and runs `body`.
 fn in_folder<T>(
     plan: &RunPlan,
@@ -71,7 +92,7 @@ fn in_folder<T>(
         out: plan.out.clone(),
         version: env!("CARGO_PKG_VERSION").into(),
     });
-    let result = Run::prepare(plan, registry, &folder, &recorder, interrupt)
+    let result = Run::open(plan, registry, &folder, &recorder, interrupt)
         .and_then(|run| body(&run, &folder, &recorder))
         .and_then(|result| recorder.check().map(|()| result));
     if let Err(error) = &result {
@@ -114,8 +135,16 @@ struct Model {
     key: Value,
 }
 
+/// What stands before the selection.
+struct Before {
+    corpus: Done<CorpusSummary>,
+    probe: Done<TrainLog>,
+    found: Found,
+    scores: Scores,
+}
+
 impl<'r> Run<'r> {
-    fn prepare(
+    fn open(
         plan: &'r RunPlan,
         registry: &'r Registry,
         folder: &'r RunFolder,
@@ -148,13 +177,28 @@ impl<'r> Run<'r> {
         })
     }
 
-    fn summary(&self, folder: &RunFolder) -> Result<Summary, PipelineError> {
+    fn before_selection(&self) -> Result<Before, PipelineError> {
         let corpus = self.corpus_stage()?;
         let probe = self.probe_stage(&corpus.key)?;
         let found = self.find_bottleneck(&corpus, &probe)?;
         self.recorder
             .event(&Event::Bottleneck(found.bottleneck.clone()));
         let scores = self.score_stages(&corpus, &probe, found.bottleneck.step)?;
+        Ok(Before {
+            corpus,
+            probe,
+            found,
+            scores,
+        })
+    }
+
+    fn summary(&self, folder: &RunFolder) -> Result<Summary, PipelineError> {
+        let Before {
+            corpus,
+            probe,
+            found,
+            scores,
+        } = self.before_selection()?;
         let selection = self.select_stage(&corpus, &scores)?;
         self.recorder
             .event(&Event::Selection(selection.output.clone()));
@@ -163,7 +207,9 @@ impl<'r> Run<'r> {
         let train = self.train_stage(&corpus, &scores, &selection)?;
         let student = self.trained(&train);
         folder.link("student", &student.folder);
-        let evaluation = self.evaluate_stages(&corpus, &probe, &found.bottleneck, &student)?;
+        let mut models = self.compared(&probe, &found.bottleneck);
+        models.push((Role::Student, student.clone()));
+        let evaluation = self.evaluate_models(&corpus, models)?;
         let stages = self.stages.costs();
         Ok(Summary {
             name: self.plan.name.clone(),

@@ -22,6 +22,9 @@ use crate::error::PipelineError;
 pub struct Selection {
     /// Name of the strategy.
     pub strategy: String,
+    /// Whether it is asked in every training step: then every token is kept here, and what was kept
+    /// stands in the training run.
+    pub online: bool,
     /// Response tokens it could choose from.
     pub tokens: u64,
     /// Tokens with a weight above zero.
@@ -64,23 +67,47 @@ pub fn join(stores: &[Scored<'_>]) -> Result<TokenTable, PipelineError> {
         for at in &scored.names {
             for observable in Observable::ALL {
                 let name = ObservableRef::new(observable, at.clone()).to_string();
-                let table_error = |source| PipelineError::Table {
-                    component: format!("column {name}"),
-                    source,
-                };
-                if let Ok(values) = view.column(observable.name()) {
-                    joined.insert(&name, values.to_vec()).map_err(table_error)?;
-                } else if let Ok(sketch) = view.sketch(observable.name()) {
-                    let owned = Sketch {
-                        width: sketch.width,
-                        values: sketch.values.to_vec(),
-                    };
-                    joined.insert_sketch(&name, owned).map_err(table_error)?;
-                }
+                copy_column(&view, observable.name(), &mut joined, &name)?;
             }
         }
     }
     Ok(joined)
+}
+
+/// The tokens of `table` with these of its columns.
+///
+/// # Errors
+/// Never of a table whose columns fit it.
+pub fn only(table: &TokenTable, observables: &[Observable]) -> Result<TokenTable, PipelineError> {
+    let view = table.view();
+    let mut part = bare(&view)?;
+    for observable in observables {
+        copy_column(&view, observable.name(), &mut part, observable.name())?;
+    }
+    Ok(part)
+}
+
+/// Copies a column or a sketch, where there is one.
+fn copy_column(
+    from: &TokenView<'_>,
+    name: &str,
+    to: &mut TokenTable,
+    new: &str,
+) -> Result<(), PipelineError> {
+    let table_error = |source| PipelineError::Table {
+        component: format!("column {new}"),
+        source,
+    };
+    if let Ok(values) = from.column(name) {
+        to.insert(new, values.to_vec()).map_err(table_error)?;
+    } else if let Ok(sketch) = from.sketch(name) {
+        let owned = Sketch {
+            width: sketch.width,
+            values: sketch.values.to_vec(),
+        };
+        to.insert_sketch(new, owned).map_err(table_error)?;
+    }
+    Ok(())
 }
 
 /// The tokens of `view` without its columns.
@@ -220,7 +247,12 @@ fn place(view: &TokenView<'_>, row: usize) -> (u64, u32) {
 }
 
 /// Counts of `weights`, and of tokens that rose from `logp@base` to `logp@bottleneck`.
-pub fn describe(table: &TokenTable, weights: &TokenWeights, strategy: &str) -> Selection {
+pub fn describe(
+    table: &TokenTable,
+    weights: &TokenWeights,
+    strategy: &str,
+    when: When,
+) -> Selection {
     let view = table.view();
     let tokens = view.eligible().iter().filter(|e| **e).count();
     let share = |n: usize| n as f64 / tokens.max(1) as f64;
@@ -235,6 +267,7 @@ pub fn describe(table: &TokenTable, weights: &TokenWeights, strategy: &str) -> S
     };
     Selection {
         strategy: strategy.to_owned(),
+        online: when == When::Online,
         tokens: tokens as u64,
         kept: weights.kept() as u64,
         kept_share: share(weights.kept()),
@@ -365,5 +398,10 @@ pub fn select_offline(
     let meta = tables.first().map(|(_, _, meta)| meta.clone());
     let meta = meta.expect("join has refused an empty list");
     store::write_selection(out, &table, &weights, &meta).map_err(&error)?;
-    Ok(describe(&table, &weights, &selection.strategy))
+    Ok(describe(
+        &table,
+        &weights,
+        &selection.strategy,
+        When::Recorded,
+    ))
 }

@@ -5,8 +5,9 @@
 //! `work/NAME-KEY/`, which a stage may go on from after an interruption, and moved into place in one
 //! step: a folder under `stages/` is always whole, and never changes again.
 //!
-//! A stage that the run folder lacks is looked for in its sibling run folders and, when one of them
-//! has it, taken over by hard links. So plans that differ only in `[selection]` and in their `out`
+//! A stage that the run folder lacks is looked for in its sibling run folders ([`crate::share`]) and,
+//! when one of them has it, taken over by hard links; when one of them is at it, it is waited for. So
+//! plans that differ only in `[selection]` and in their `out`
 //! share every earlier stage, each folder is complete by itself, and removing one harms no other.
 
 use std::{
@@ -25,6 +26,7 @@ use crate::{
     events::{Event, Recorder},
     interrupt::Interrupt,
     run_folder::{RunFolder, utc},
+    share::{Claim, neighbours},
 };
 
 /// What a stage is stored under.
@@ -139,31 +141,62 @@ impl<'r> Stages<'r> {
         body: impl FnOnce(&Path) -> Result<T, PipelineError>,
     ) -> Result<Done<T>, PipelineError> {
         let folder = self.folder.path().join("stages").join(key.folder_name());
-        let from = if folder.exists() {
-            Some(self.folder.path().to_owned())
-        } else {
-            self.adopt(key, &folder)?
-        };
-        if let Some(from) = from {
-            let (output, record) = read(&folder, key)?;
-            self.recorder.event(&Event::StageCached {
-                stage: key.name.clone(),
-                key: key.fingerprint.short().to_owned(),
-                from,
-            });
-            self.cost(key, record.seconds, true);
-            return Ok(Done {
-                output,
-                folder,
-                key: key.fingerprint.clone(),
-            });
+        if let Some(done) = self.stored(key, &folder)? {
+            return Ok(done);
         }
+        let claim = Claim::wait(
+            self.folder.path(),
+            &key.folder_name(),
+            self.interrupt,
+            || {
+                self.recorder.event(&Event::StageWaiting {
+                    stage: key.name.clone(),
+                    key: key.fingerprint.short().to_owned(),
+                });
+            },
+        );
         if self.interrupt.is_raised() {
             return Err(PipelineError::Interrupted {
                 stage: key.name.clone(),
             });
         }
-        self.perform(key, &folder, body)
+        // Whoever was waited for may have done it.
+        if let Some(done) = self.stored(key, &folder)? {
+            return Ok(done);
+        }
+        let done = self.perform(key, &folder, body)?;
+        if let Some(claim) = claim {
+            claim.done();
+        }
+        Ok(done)
+    }
+
+    /// The stage, where this run folder has it or one that it shares with.
+    fn stored<T: DeserializeOwned>(
+        &self,
+        key: &StageKey,
+        folder: &Path,
+    ) -> Result<Option<Done<T>>, PipelineError> {
+        let from = if folder.exists() {
+            Some(self.folder.path().to_owned())
+        } else {
+            self.adopt(key, folder)?
+        };
+        let Some(from) = from else {
+            return Ok(None);
+        };
+        let (output, record) = read(folder, key)?;
+        self.recorder.event(&Event::StageCached {
+            stage: key.name.clone(),
+            key: key.fingerprint.short().to_owned(),
+            from,
+        });
+        self.cost(key, record.seconds, true);
+        Ok(Some(Done {
+            output,
+            folder: folder.to_owned(),
+            key: key.fingerprint.clone(),
+        }))
     }
 
     fn perform<T: Serialize>(
@@ -225,20 +258,7 @@ impl<'r> Stages<'r> {
 
     /// Takes the stage over from a sibling run folder; says which, if there is one.
     fn adopt(&self, key: &StageKey, target: &Path) -> Result<Option<PathBuf>, PipelineError> {
-        let own = self.folder.path();
-        let parent = match own.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        let Ok(entries) = fs::read_dir(parent) else {
-            return Ok(None);
-        };
-        let mut siblings: Vec<PathBuf> = entries
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .filter(|path| path.file_name() != own.file_name())
-            .collect();
-        siblings.sort();
-        for sibling in siblings {
+        for sibling in neighbours(self.folder.path()) {
             let source = sibling.join("stages").join(key.folder_name());
             // A stage that cannot be read is the sibling's trouble, not ours.
             let whole = read_record(&source).is_ok_and(|record| record.key == key.fingerprint);

@@ -40,33 +40,78 @@ pub fn wilson(successes: u64, n: u64) -> Interval {
     }
 }
 
+/// How often figures are resampled.
+pub const RESAMPLES: u64 = 2000;
+/// Seed of the resampling, the same for every figure: that of a run changes what is measured, not
+/// how it is counted.
+pub const RESAMPLING_SEED: u64 = 0;
+
 /// The 95 % interval of an accuracy from `right[p]` right answers of `samples` to each prompt `p`,
 /// `[bootstrap]` in docs/equations.md.
 ///
-/// Answers to one prompt are not independent, so prompts are drawn, not answers: percentiles of
-/// 2000 resamples of the prompts. Where every prompt came out alike (the resamples do not differ,
-/// and one prompt has nothing to be resampled with) it is the Wilson interval over the prompts.
-pub fn over_prompts(right: &[u32], samples: u32, seed: u64) -> Interval {
-    const RESAMPLES: u64 = 2000;
-    let n = right.len() as u64;
-    let answers = n * u64::from(samples);
-    if answers == 0 {
+/// Answers to one prompt are not independent, so prompts are drawn, not answers. Where every prompt
+/// came out alike (the resamples do not differ, and one prompt has nothing to be resampled with) it
+/// is the Wilson interval over the prompts.
+pub fn over_prompts(right: &[u32], samples: u32) -> Interval {
+    let share = |right: &u32| f64::from(*right) / f64::from(samples.max(1));
+    of_accuracy(&[right.iter().map(share).collect()])
+}
+
+/// The 95 % interval of the mean of `shares[run][prompt]`, shares of right answers of several runs
+/// (seeds) to the same prompts, `[bootstrap-runs]` in docs/equations.md; for one run `[bootstrap]`.
+/// Where all are alike it is the Wilson interval over the prompts, and of nothing `0..=1`.
+///
+/// # Panics
+/// When the runs have not the same number of prompts.
+pub fn of_accuracy(shares: &[Vec<f64>]) -> Interval {
+    let Some(first) = shares.first().and_then(|run| run.first()) else {
         return wilson(0, 0);
+    };
+    let n = shares[0].len();
+    if shares.iter().flatten().all(|share| share == first) {
+        return wilson((first * n as f64).round() as u64, n as u64);
     }
-    if right.iter().all(|r| *r == right[0]) {
-        let share = f64::from(right[0]) / f64::from(samples);
-        return wilson((share * n as f64).round() as u64, n);
-    }
-    let rng = CounterRng::new(seed, "bootstrap");
+    resampled(shares)
+}
+
+/// The 95 % interval of the mean of `differences[run][prompt]`, `[bootstrap-difference]` in
+/// docs/equations.md: pairs are drawn, so that what two models have in common cancels. `None` of
+/// nothing.
+///
+/// # Panics
+/// When the runs have not the same number of prompts.
+pub fn of_difference(differences: &[Vec<f64>]) -> Option<Interval> {
+    differences.first()?.first()?;
+    Some(resampled(differences))
+}
+
+/// Percentiles of the mean under draws of runs and, independently, of prompts: both are crossed, so
+/// a run keeps all its prompts and a prompt all its runs.
+fn resampled(values: &[Vec<f64>]) -> Interval {
+    let (runs, prompts) = (values.len(), values[0].len());
+    assert!(
+        values.iter().all(|run| run.len() == prompts),
+        "runs answer the same prompts"
+    );
+    let of_prompts = CounterRng::new(RESAMPLING_SEED, "bootstrap");
+    let of_runs = CounterRng::new(RESAMPLING_SEED, "bootstrap-runs");
+    let index = |rng: &CounterRng, resample, draw: usize, n: usize| {
+        ((rng.uniform(resample, draw as u64) * n as f64) as usize).min(n - 1)
+    };
+    let mut mean_run = vec![0.0; prompts];
     let mut means: Vec<f64> = (0..RESAMPLES)
         .map(|resample| {
-            let sum: u64 = (0..n)
-                .map(|draw| {
-                    let prompt = (rng.uniform(resample, draw) * n as f64) as usize;
-                    u64::from(right[prompt.min(right.len() - 1)])
-                })
+            mean_run.fill(0.0);
+            for draw in 0..runs {
+                let run = &values[index(&of_runs, resample, draw, runs)];
+                for (mean, value) in mean_run.iter_mut().zip(run) {
+                    *mean += value / runs as f64;
+                }
+            }
+            let sum: f64 = (0..prompts)
+                .map(|draw| mean_run[index(&of_prompts, resample, draw, prompts)])
                 .sum();
-            sum as f64 / answers as f64
+            sum / prompts as f64
         })
         .collect();
     means.sort_by(f64::total_cmp);
@@ -100,17 +145,17 @@ mod tests {
     fn the_bootstrap_draws_prompts_not_answers() {
         // Each prompt is answered right always or never, so four samples say no more than one.
         let right: Vec<u32> = (0..100).map(|p| if p % 2 == 0 { 4 } else { 0 }).collect();
-        let found = over_prompts(&right, 4, 1);
+        let found = over_prompts(&right, 4);
         let one_each = wilson(50, 100);
         assert!((found.low - one_each.low).abs() < 0.02, "{found:?}");
         assert!((found.high - one_each.high).abs() < 0.02, "{found:?}");
-        assert_eq!(found, over_prompts(&right, 4, 1));
+        assert_eq!(found, over_prompts(&right, 4));
     }
 
     #[test]
     fn unanimous_prompts_still_have_an_interval() {
-        let found = over_prompts(&[4; 20], 4, 1);
+        let found = over_prompts(&[4; 20], 4);
         assert!(found.low < 0.9 && found.high == 1.0, "{found:?}");
-        assert_eq!(over_prompts(&[], 4, 1), wilson(0, 0));
+        assert_eq!(over_prompts(&[], 4), wilson(0, 0));
     }
 }

@@ -60,6 +60,17 @@ pub struct Summary {
     pub selection_file: PathBuf,
 }
 
+impl Summary {
+    /// Share of the response tokens that had a weight above zero: in the selection, or, for a
+    /// strategy that is asked in every step, in training.
+    pub fn kept_share(&self) -> f64 {
+        match self.selection.online {
+            true => self.train.kept_share(),
+            false => self.selection.kept_share,
+        }
+    }
+}
+
 /// The training data, counted.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CorpusSummary {
@@ -97,10 +108,13 @@ pub struct Evaluation {
     pub step: Option<u64>,
     /// The counts.
     pub accuracy: Accuracy,
+    /// Every answer with its verdict, JSONL; in the folder of the stage, whose name tells models
+    /// apart.
+    pub answers: PathBuf,
 }
 
 /// The models that are compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
     /// The student before training.
@@ -114,6 +128,19 @@ pub enum Role {
 }
 
 impl Role {
+    /// What a student is compared with.
+    pub const COMPARED: [Self; 3] = [Self::Base, Self::Bottleneck, Self::ProbeFinal];
+
+    /// In one word, for a command line.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Base => "base",
+            Self::Bottleneck => "bottleneck",
+            Self::ProbeFinal => "sft",
+            Self::Student => "student",
+        }
+    }
+
     /// In words, for a table.
     pub fn label(self) -> &'static str {
         match self {

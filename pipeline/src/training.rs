@@ -29,12 +29,21 @@ pub struct TrainLog {
     pub last_loss: f64,
     /// Tokens trained on, prompts included.
     pub tokens: u64,
-    /// Tokens with a weight above zero among them.
+    /// Tokens among them that could be trained on.
+    pub response_tokens: u64,
+    /// Tokens with a weight above zero among those.
     pub kept_tokens: u64,
     /// Seconds of the steps alone.
     pub seconds: f64,
     /// Steps after which a checkpoint was kept, ascending; without the base.
     pub checkpoints: Vec<u64>,
+}
+
+impl TrainLog {
+    /// Share of the response tokens of all steps that had a weight above zero.
+    pub fn kept_share(&self) -> f64 {
+        self.kept_tokens as f64 / self.response_tokens.max(1) as f64
+    }
 }
 
 /// One training run.
@@ -148,6 +157,7 @@ impl Training<'_> {
             learning_rate: report.learning_rate,
             grad_norm: report.grad_norm,
             tokens: report.tokens as u64,
+            response_tokens: report.response_tokens as u64,
             kept_tokens: report.kept_tokens as u64,
             seconds: report.seconds,
             tokens_per_second: report.tokens as f64 / report.seconds.max(1e-9),
@@ -168,6 +178,7 @@ impl Training<'_> {
             first_loss: steps.first().map_or(f64::NAN, |s| s.loss),
             last_loss: mean,
             tokens: steps.iter().map(|s| s.tokens).sum(),
+            response_tokens: steps.iter().map(|s| s.response_tokens).sum(),
             kept_tokens: steps.iter().map(|s| s.kept_tokens).sum(),
             seconds: steps.iter().map(|s| s.seconds).sum(),
             checkpoints: (1..=self.plan.steps)

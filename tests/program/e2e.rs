@@ -6,14 +6,13 @@ mod support;
 
 use std::{
     fs,
-    io::{BufRead, BufReader},
     path::Path,
-    process::{Child, Stdio},
+    process::Child,
     time::{Duration, Instant},
 };
 
 use serde_json::Value;
-use support::{World, stages_done};
+use support::{World, signal, stages_done};
 
 const ALL: [&str; 10] = [
     "corpus",
@@ -306,34 +305,7 @@ fn started(world: &World, overrides: &[&str], stage: &str, n: usize) -> Child {
     for pair in overrides {
         args.extend(["--set", pair]);
     }
-    let mut child = world
-        .command(&args)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let mut reader = BufReader::new(child.stdout.take().unwrap());
-    let mut line = String::new();
-    let mut steps = 0;
-    while steps < n {
-        line.clear();
-        assert!(
-            reader.read_line(&mut line).unwrap() > 0,
-            "the run ended early"
-        );
-        let event: Value = serde_json::from_str(&line).unwrap();
-        steps += usize::from(event["event"] == "step" && event["stage"] == stage);
-    }
-    // Somebody has to go on reading, or the run would stop at a full pipe.
-    std::thread::spawn(move || std::io::copy(&mut reader, &mut std::io::sink()));
-    child
-}
-
-fn signal(child: &Child, name: &str) {
-    let kill = std::process::Command::new("kill")
-        .args([name, &child.id().to_string()])
-        .status();
-    assert!(kill.expect("there is a kill").success());
+    support::started(&mut world.command(&args), stage, n)
 }
 
 fn student(world: &World) -> Vec<u8> {

@@ -23,6 +23,7 @@ pub fn run(args: &EvalArgs, display: &Display) -> Result<(), Failure> {
         fields: FieldNames::default(),
         limit: args.data.limit,
         samples: args.samples,
+        seed: args.seed,
         generate: GeneratePlan {
             max_new_tokens: args.max_new_tokens,
             temperature: args.temperature,
@@ -36,7 +37,7 @@ pub fn run(args: &EvalArgs, display: &Display) -> Result<(), Failure> {
         observer: display,
         interrupt: &on_ctrl_c()?,
     };
-    let accuracy = evaluate_file(&subject, &plan, args.seed, &args.out, session)?;
+    let accuracy = evaluate_file(&subject, &plan, &args.out, session)?;
     display.result(&accuracy, || {
         let model = args.model.model.display().to_string();
         println!(

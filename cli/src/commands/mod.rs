@@ -1,5 +1,6 @@
 //! One file per command.
 
+mod ablate;
 mod check;
 mod eval;
 mod explain;
@@ -38,6 +39,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
     match args.command {
         Command::Run(plan) => run::run(&plan, &display),
         Command::Train(plan) => run::train(&plan, &display),
+        Command::Ablate(ablate) => ablate::run(&ablate, &display),
         Command::Check(plan) => check::run(&plan, &display),
         Command::Explain(explain) => explain::run(&explain),
         Command::List(list) => list::run(&list, &display),

@@ -12,6 +12,7 @@ use std::{
 
 use t3s_pipeline::{Event, Observer};
 
+pub use json::print as print_json;
 pub use summary::{accuracy_row, accuracy_table, print_sft, print_summary};
 
 /// How events are shown.
@@ -30,6 +31,11 @@ impl Display {
             (false, false) => Arc::new(lines::Lines::default()),
         };
         Self { inner, json }
+    }
+
+    /// Whether programs read it.
+    pub fn is_json(&self) -> bool {
+        self.json
     }
 
     /// Prints `value` as JSON where that was asked for; else runs `text`.
@@ -77,7 +83,7 @@ pub fn bytes(n: u64) -> String {
 }
 
 /// Events that both text displays show as one line; `None` for those they show in their own way.
-fn line_of(event: &Event) -> Option<String> {
+pub fn line_of(event: &Event) -> Option<String> {
     Some(match event {
         Event::RunStarted { name, out, .. } => {
             format!("run {name:?} in {}", out.display())
@@ -86,6 +92,9 @@ fn line_of(event: &Event) -> Option<String> {
             format!("{stage}: done in {}", duration(*seconds))
         }
         Event::StageCached { stage, .. } => format!("{stage}: already done"),
+        Event::StageWaiting { stage, .. } => {
+            format!("{stage}: another run is at it, waiting for its result")
+        }
         Event::Accuracy {
             stage,
             model,
@@ -105,6 +114,9 @@ fn line_of(event: &Event) -> Option<String> {
             ),
             _ => format!("bottleneck: step {}, named in the plan", found.step),
         },
+        Event::Selection(selection) if selection.online => {
+            format!("selection: {} chooses in every step", selection.strategy)
+        }
         Event::Selection(selection) => format!(
             "selection: {} keeps {} of {} response tokens ({:.1} %)",
             selection.strategy,

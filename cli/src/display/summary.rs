@@ -97,12 +97,18 @@ pub fn print_summary(summary: &Summary) {
             100.0 * share
         )
     });
+    let (kept, of, what) = match selection.online {
+        true => (
+            summary.train.kept_tokens,
+            summary.train.response_tokens,
+            "tokens in the steps of training",
+        ),
+        false => (selection.kept, selection.tokens, "tokens"),
+    };
     println!(
-        "{} keeps {} of {} tokens ({:.1} %{})",
+        "{} keeps {kept} of {of} {what} ({:.1} %{})",
         selection.strategy,
-        selection.kept,
-        selection.tokens,
-        100.0 * selection.kept_share,
+        100.0 * summary.kept_share(),
         rising.unwrap_or_default()
     );
     if let Some(table) = evaluation_table(&summary.evaluation) {

@@ -253,14 +253,24 @@ fn plan_value(tree: &Node, path: &Path) -> Value {
         plan.entry(key).or_insert(default);
     }
 
+    let seed = plan["seed"].clone();
     let mut probe = toml::Table::new();
     if let Some(Value::Table(mut training)) = plan.remove("probe") {
-        if let Some(every) = training.remove("checkpoint_every") {
-            probe.insert("checkpoint_every".to_owned(), every);
+        for own in ["checkpoint_every", "seed"] {
+            if let Some(value) = training.remove(own) {
+                probe.insert(own.to_owned(), value);
+            }
         }
         probe.insert("training".to_owned(), Value::Table(training));
     }
+    probe.entry("seed").or_insert_with(|| seed.clone());
     plan.insert("probe".to_owned(), Value::Table(probe));
+    let eval = plan
+        .entry("eval")
+        .or_insert_with(|| Value::Table(toml::Table::new()));
+    if let Value::Table(eval) = eval {
+        eval.entry("seed").or_insert(seed);
+    }
 
     if let Some(Value::Table(selection)) = plan.get_mut("selection") {
         gather_options(selection, "strategy");

@@ -40,7 +40,7 @@ fn section(name: &str, key: &KeyShape, text: &mut String) {
     line(text, format_args!("\n### `[{name}]`\n\n{}\n", key.doc));
     if name == "probe" {
         text.push_str(
-            "\n`checkpoint_every`, and every key of `[train]`, which it inherits key by key.\n\n",
+            "\n`checkpoint_every`, `seed`, and every key of `[train]`, which it inherits key by key.\n\n",
         );
         let own: Vec<&KeyShape> = table
             .keys

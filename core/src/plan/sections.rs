@@ -288,6 +288,9 @@ pub struct ProbePlan {
     /// checkpoints.
     #[serde(default = "default_checkpoint_every")]
     pub checkpoint_every: u64,
+    /// Seed of everything up to the scores: the probe's data order and adapter, the draws of the
+    /// answers that find the bottleneck, gradient sketches. Runs that share it share these stages.
+    pub seed: u64,
     /// Everything `[train]` says, which `[probe]` inherits key by key.
     pub training: TrainPlan,
 }
@@ -630,6 +633,8 @@ pub struct EvalPlan {
     pub limit: usize,
     /// Generated answers per problem.
     pub samples: usize,
+    /// Seed of their draws. Models examined under one seed are compared on the same draws.
+    pub seed: u64,
     /// How they are generated.
     pub generate: GeneratePlan,
 }
@@ -642,6 +647,7 @@ impl Default for EvalPlan {
             fields: FieldNames::default(),
             limit: 0,
             samples: 4,
+            seed: 0,
             generate: GeneratePlan::default(),
         }
     }

@@ -188,6 +188,9 @@ pub(super) fn plan() -> &'static TableShape {
             unreachable!("a section is a table");
         };
         probe.keys.retain(|key| key.name != "training");
+        let seed = probe.key_mut("seed");
+        seed.required = false;
+        seed.default = Default::Said("`seed`");
         probe
             .keys
             .extend(train.keys.into_iter().map(|key| KeyShape {
@@ -195,6 +198,11 @@ pub(super) fn plan() -> &'static TableShape {
                 default: Default::Said("`[train]`'s"),
                 ..key
             }));
+
+        let Shape::Table(eval) = &mut root.key_mut("eval").shape else {
+            unreachable!("a section is a table");
+        };
+        eval.key_mut("seed").default = Default::Said("`seed`");
 
         open_options(&mut root.key_mut("selection").shape);
         let Shape::Map(signal) = &mut root.key_mut("signals").shape else {
@@ -364,8 +372,8 @@ mod tests {
         assert_eq!(root.keys[0].name, "extends");
         assert_eq!(keys("plugins"), ["load", "sha256"]);
         assert_eq!(keys("selection"), ["strategy"]);
-        assert_eq!(keys("probe")[0], "checkpoint_every");
-        assert_eq!(keys("probe")[1..], keys("train"));
+        assert_eq!(keys("probe")[..2], ["checkpoint_every", "seed"]);
+        assert_eq!(keys("probe")[2..], keys("train"));
         let Shape::Table(train) = &root.key("train").expect("train").shape else {
             panic!("train is no table");
         };

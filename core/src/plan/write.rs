@@ -1,6 +1,6 @@
 //! A resolved plan as text and as a fingerprint.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use toml::{Table, Value};
 
@@ -14,6 +14,12 @@ impl RunPlan {
     /// # Panics
     /// When the seed is above `i64::MAX`, which no TOML file can say.
     pub fn to_toml(&self) -> String {
+        toml::to_string(&self.absolute().as_written()).expect("a table of plain values is TOML")
+    }
+
+    /// The same plan with absolute paths.
+    #[must_use]
+    pub fn absolute(&self) -> Self {
         let mut plan = self.clone();
         for path in plan.paths_mut() {
             if !path.as_os_str().is_empty()
@@ -22,7 +28,7 @@ impl RunPlan {
                 *path = absolute;
             }
         }
-        toml::to_string(&plan.as_written()).expect("a table of plain values is TOML")
+        plan
     }
 
     /// The fingerprint of everything but `out`.
@@ -71,13 +77,6 @@ impl RunPlan {
         ]
         .into_iter()
         .chain(&mut self.plugins.load)
-    }
-
-    /// The same plan with another run folder, e.g. for one cell of an ablation.
-    #[must_use]
-    pub fn with_out(mut self, out: &Path) -> Self {
-        self.out = out.to_owned();
-        self
     }
 }
 

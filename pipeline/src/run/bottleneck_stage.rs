@@ -7,7 +7,10 @@ use serde_json::json;
 use t3s_core::plan::BottleneckRule;
 use t3s_engine::{Columns, score};
 
-use super::Run;
+use super::{
+    Run,
+    stages::{draws_key, generate_key},
+};
 use crate::{
     answer_logp::{answer_positions, mean_logp},
     bottleneck::{Bottleneck, FoundBy, Point, lowest, named},
@@ -158,9 +161,9 @@ impl Run<'_> {
                 "corpus": corpus.key,
                 "samples": plan.samples,
                 "prompts": plan.prompts,
-                "generate": super::stages::generate_key(&plan.generate),
+                "generate": generate_key(&plan.generate),
                 "grader": self.plan.grader,
-                "seed": self.plan.seed,
+                "seed": draws_key(&plan.generate, self.plan.probe.seed),
             }),
         );
         self.stages.run(&key, |work| {
@@ -172,7 +175,7 @@ impl Run<'_> {
                 rule: &self.student.decode,
                 grader: &self.grader,
                 tokenizer: &self.tokenizer,
-                seed: self.plan.seed,
+                seed: self.plan.probe.seed,
                 stage: key.name(),
                 recorder: self.recorder,
                 interrupt: self.interrupt,

@@ -56,7 +56,7 @@ impl Run<'_> {
         let plan = &self.plan.train;
         let key = StageKey::new(
             "sft",
-            1,
+            2,
             json!({
                 "student": self.weights,
                 "family": self.family(),

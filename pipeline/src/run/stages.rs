@@ -3,13 +3,14 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::ControlFlow,
+    path::Path,
     sync::Arc,
     time::Instant,
 };
 
 use serde_json::{Value, json};
 use t3s_core::{
-    CheckpointRef, Fingerprint, Observable, TokenTable, When,
+    CheckpointRef, Fingerprint, Observable, ObservableRef, TokenTable, When,
     plan::{self, GeneratePlan, TrainPlan},
 };
 use t3s_data::store::{self, StoreMeta};
@@ -22,19 +23,31 @@ use crate::{
     error::PipelineError,
     evaluate::{Accuracy, Examination, Question, questions, training_questions},
     events::Event,
-    select::{Scored, Selection, apply, describe, join, signals, weigh},
+    select::{Scored, Selection, apply, describe, join, only, signals, weigh},
     stage::{Done, StageKey},
     summary::{CorpusSummary, Evaluation, Role},
     training::{TrainLog, Training},
 };
 
+/// Where a stage that examines a model keeps the answers.
+const ANSWERS: &str = "answers.jsonl";
+/// Where a stage that scores a model keeps the columns.
+const TOKENS: &str = "tokens.parquet";
 /// Width of the sketches when a signal asks for them and the plan names none.
 const DEFAULT_SKETCH_WIDTH: usize = 64;
 
-/// What one checkpoint's scoring is about.
+/// One checkpoint's columns. Sketches are a stage of their own, so that a selection that asks for
+/// them shares all others with one that does not.
 pub(super) struct ScoreStage {
     step: u64,
-    done: Done<u64>,
+    scalars: Done<u64>,
+    sketches: Option<Done<u64>>,
+}
+
+impl ScoreStage {
+    fn parts(&self) -> impl Iterator<Item = &Done<u64>> {
+        std::iter::once(&self.scalars).chain(&self.sketches)
+    }
 }
 
 /// All scored checkpoints, with the names that columns know them by.
@@ -51,14 +64,14 @@ impl Run<'_> {
         let plan = &self.plan.probe;
         let key = StageKey::new(
             "probe",
-            1,
+            2,
             json!({
                 "student": self.weights,
                 "family": self.family(),
                 "corpus": corpus,
                 "training": train_key(&plan.training),
                 "checkpoint_every": plan.checkpoint_every,
-                "seed": self.plan.seed,
+                "seed": plan.seed,
             }),
         );
         self.stages.run(&key, |work| {
@@ -68,7 +81,7 @@ impl Run<'_> {
                 examples: Arc::new(self.corpus()?.examples.clone()),
                 online: None,
                 plan: &plan.training,
-                seed: self.plan.seed,
+                seed: plan.seed,
                 checkpoint_every: plan.checkpoint_every,
                 recorder: self.recorder,
                 interrupt: self.interrupt,
@@ -109,71 +122,116 @@ impl Run<'_> {
             .keys()
             .map(|step| {
                 let model = self.checkpoint(probe, *step);
-                let done = self.score_stage(corpus, &model)?;
-                Ok(ScoreStage { step: *step, done })
+                self.score_stage(corpus, *step, &model, self.sketch(&names[step]))
             })
             .collect::<Result<_, PipelineError>>()?;
         Ok(Scores { stages, names })
     }
 
-    /// The sketches that signals ask for, or the plan.
-    fn sketch(&self) -> Option<SketchSpec> {
-        let width = self.plan.score.sketch_width;
-        let asked = self
-            .components
-            .observables
-            .iter()
-            .any(|column| column.observable == Observable::Sketch);
-        let width = match (width, asked) {
+    /// The sketches that the plan asks for, or a signal at a checkpoint of these `names`.
+    fn sketch(&self, names: &[CheckpointRef]) -> Option<SketchSpec> {
+        let of = |column: &ObservableRef| {
+            let here = names.contains(&column.at)
+                || (column.at == CheckpointRef::EveryStep
+                    && names.iter().any(|at| matches!(at, CheckpointRef::Step(_))));
+            column.observable == Observable::Sketch && here
+        };
+        let asked = self.components.observables.iter().any(of);
+        let width = match (self.plan.score.sketch_width, asked) {
             (0, false) => return None,
             (0, true) => DEFAULT_SKETCH_WIDTH,
             (width, _) => width,
         };
         Some(SketchSpec {
             width,
-            seed: self.plan.seed,
+            seed: self.plan.probe.seed,
         })
     }
 
     fn score_stage(
         &self,
         corpus: &Done<CorpusSummary>,
+        step: u64,
         model: &Model,
-    ) -> Result<Done<u64>, PipelineError> {
-        let sketch = self.sketch();
-        let batch_tokens = self.plan.score.batch_tokens;
-        let key = StageKey::new(
-            format!("score-{}", model.name),
-            1,
-            json!({
-                "model": model.key,
-                "family": self.family(),
-                "corpus": corpus.key,
-                "batch_tokens": batch_tokens,
-                "sketch": sketch.map(|s| json!({ "width": s.width, "seed": s.seed })),
-            }),
-        );
-        self.stages.run(&key, |work| {
-            let corpus = self.corpus()?;
-            let decoder = self.student.load(&model.folder, key.name())?;
-            let columns = Columns {
-                sketch,
-                ..Columns::SCALARS
+        sketch: Option<SketchSpec>,
+    ) -> Result<ScoreStage, PipelineError> {
+        let inputs = json!({
+            "model": model.key,
+            "family": self.family(),
+            "corpus": corpus.key,
+            "batch_tokens": self.plan.score.batch_tokens,
+        });
+        // One pass gives both where neither is there.
+        let mut scalars = None;
+        let mut sketches = None;
+        if let Some(spec) = sketch {
+            let key = StageKey::new(
+                format!("sketch-{}", model.name),
+                1,
+                json!({ "score": inputs, "width": spec.width, "seed": spec.seed }),
+            );
+            sketches = Some(self.stages.run(&key, |work| {
+                let table = self.scored(model, key.name(), Some(spec))?;
+                let n =
+                    self.write_columns(work, model, &table, key.name(), &[Observable::Sketch])?;
+                scalars = Some(table);
+                Ok(n)
+            })?);
+        }
+        let key = StageKey::new(format!("score-{}", model.name), 2, inputs);
+        let scalars = self.stages.run(&key, |work| {
+            let table = match scalars {
+                Some(table) => table,
+                None => self.scored(model, key.name(), None)?,
             };
-            let table = score(
-                &decoder,
-                self.student.objective()?.as_ref(),
-                &corpus.examples,
-                &columns,
-                batch_tokens,
-                &mut self.token_progress(key.name()),
-            )
-            .map_err(PipelineError::engine(key.name()))?;
-            let meta = self.store_meta(model)?;
-            store::write_table(&work.join("tokens.parquet"), &table, &meta)
-                .map_err(PipelineError::data(key.name()))?;
-            Ok(table.view().n_tokens() as u64)
+            let columns = Observable::ALL.map(|o| (o != Observable::Sketch).then_some(o));
+            let columns: Vec<Observable> = columns.into_iter().flatten().collect();
+            self.write_columns(work, model, &table, key.name(), &columns)
+        })?;
+        Ok(ScoreStage {
+            step,
+            scalars,
+            sketches,
         })
+    }
+
+    /// One pass of `model` over the corpus.
+    fn scored(
+        &self,
+        model: &Model,
+        stage: &str,
+        sketch: Option<SketchSpec>,
+    ) -> Result<TokenTable, PipelineError> {
+        let corpus = self.corpus()?;
+        let decoder = self.student.load(&model.folder, stage)?;
+        let columns = Columns {
+            sketch,
+            ..Columns::SCALARS
+        };
+        score(
+            &decoder,
+            self.student.objective()?.as_ref(),
+            &corpus.examples,
+            &columns,
+            self.plan.score.batch_tokens,
+            &mut self.token_progress(stage),
+        )
+        .map_err(PipelineError::engine(stage))
+    }
+
+    /// Writes `observables` of `table` as a token store; says how many tokens it has.
+    fn write_columns(
+        &self,
+        work: &Path,
+        model: &Model,
+        table: &TokenTable,
+        stage: &str,
+        observables: &[Observable],
+    ) -> Result<u64, PipelineError> {
+        let meta = self.store_meta(model)?;
+        let part = only(table, observables)?;
+        store::write_table(&work.join(TOKENS), &part, &meta).map_err(PipelineError::data(stage))?;
+        Ok(table.view().n_tokens() as u64)
     }
 
     fn store_meta(&self, model: &Model) -> Result<StoreMeta, PipelineError> {
@@ -219,7 +277,8 @@ impl Run<'_> {
                     .iter()
                     .map(ToString::to_string)
                     .collect();
-                json!({ "names": names, "store": stage.done.key })
+                let keys: Vec<&Fingerprint> = stage.parts().map(|part| &part.key).collect();
+                json!({ "names": names, "stores": keys })
             })
             .collect();
         // Of `[signals]` only what the strategy reads.
@@ -231,7 +290,7 @@ impl Run<'_> {
             .collect();
         let key = StageKey::new(
             "select",
-            1,
+            2,
             json!({
                 "stores": stores,
                 "selection": self.plan.selection,
@@ -258,7 +317,8 @@ impl Run<'_> {
             apply(self.corpus()?, &table, &weights, strategy)?;
             store::write_selection(&work.join("selection.parquet"), &table, &weights, &meta)
                 .map_err(PipelineError::data("select"))?;
-            Ok(describe(&table, &weights, strategy))
+            let when = self.components.strategy.when();
+            Ok(describe(&table, &weights, strategy, when))
         })
     }
 
@@ -271,16 +331,19 @@ impl Run<'_> {
         let mut tables = Vec::new();
         let mut first: Option<StoreMeta> = None;
         for stage in &scores.stages {
-            let path = stage.done.folder.join("tokens.parquet");
-            let (table, meta) = store::read_table(&path).map_err(PipelineError::data("select"))?;
-            if meta.hashes != corpus.output.hashes {
-                return Err(PipelineError::BrokenStage {
-                    folder: stage.done.folder.clone(),
-                    message: "its token store was made from other data".into(),
-                });
+            for part in stage.parts() {
+                let path = part.folder.join(TOKENS);
+                let (table, meta) =
+                    store::read_table(&path).map_err(PipelineError::data("select"))?;
+                if meta.hashes != corpus.output.hashes {
+                    return Err(PipelineError::BrokenStage {
+                        folder: part.folder.clone(),
+                        message: "its token store was made from other data".into(),
+                    });
+                }
+                first.get_or_insert(meta);
+                tables.push((scores.names[&stage.step].clone(), table));
             }
-            first.get_or_insert(meta);
-            tables.push((scores.names[&stage.step].clone(), table));
         }
         let scored: Vec<Scored<'_>> = tables
             .iter()
@@ -320,7 +383,7 @@ impl Run<'_> {
         let plan = &self.plan.train;
         let key = StageKey::new(
             "train",
-            1,
+            2,
             json!({
                 "student": self.weights,
                 "family": self.family(),
@@ -349,22 +412,18 @@ impl Run<'_> {
         })
     }
 
-    /// Base, bottleneck, the probe's last checkpoint and the student on the same problems.
-    pub(super) fn evaluate_stages(
+    /// What the student is compared with: whatever is selected, it is the same.
+    pub(super) fn compared(
         &self,
-        corpus: &Done<CorpusSummary>,
         probe: &Done<TrainLog>,
         bottleneck: &Bottleneck,
-        student: &Model,
-    ) -> Result<Vec<Evaluation>, PipelineError> {
+    ) -> Vec<(Role, Model)> {
         let last = probe.output.steps;
-        let models = [
+        vec![
             (Role::Base, self.base()),
             (Role::Bottleneck, self.checkpoint(probe, bottleneck.step)),
             (Role::ProbeFinal, self.checkpoint(probe, last)),
-            (Role::Student, student.clone()),
-        ];
-        self.evaluate_models(corpus, models)
+        ]
     }
 
     /// Examines `models` as `[eval]` says.
@@ -395,8 +454,8 @@ impl Run<'_> {
         for (role, model) in models {
             // The last checkpoint may be the bottleneck.
             let same = |e: &&Evaluation| e.step.is_some() && e.step == model.step;
-            let accuracy = match evaluation.iter().find(same) {
-                Some(known) => known.accuracy.clone(),
+            let (accuracy, answers) = match evaluation.iter().find(same) {
+                Some(known) => (known.accuracy.clone(), known.answers.clone()),
                 None => {
                     let questions = || match questions.get() {
                         Some(questions) => Ok(questions),
@@ -405,13 +464,15 @@ impl Run<'_> {
                             Ok(questions.get_or_init(|| loaded))
                         }
                     };
-                    self.evaluate_stage(&model, &problems, questions)?
+                    let done = self.evaluate_stage(&model, &problems, questions)?;
+                    (done.output, done.folder.join(ANSWERS))
                 }
             };
             evaluation.push(Evaluation {
                 model: role,
                 step: model.step,
                 accuracy,
+                answers,
             });
         }
         Ok(evaluation)
@@ -433,7 +494,7 @@ impl Run<'_> {
         model: &Model,
         problems: &Value,
         questions: impl FnOnce() -> Result<&'q Vec<Question>, PipelineError>,
-    ) -> Result<Accuracy, PipelineError> {
+    ) -> Result<Done<Accuracy>, PipelineError> {
         let plan = &self.plan.eval;
         let key = StageKey::new(
             format!("evaluate-{}", model.name),
@@ -445,7 +506,7 @@ impl Run<'_> {
                 "samples": plan.samples,
                 "generate": generate_key(&plan.generate),
                 "grader": self.plan.grader,
-                "seed": self.plan.seed,
+                "seed": draws_key(&plan.generate, plan.seed),
             }),
         );
         let done = self.stages.run(&key, |work| {
@@ -456,13 +517,13 @@ impl Run<'_> {
                 rule: &self.student.decode,
                 grader: &self.grader,
                 tokenizer: &self.tokenizer,
-                seed: self.plan.seed,
+                seed: plan.seed,
                 stage: key.name(),
                 recorder: self.recorder,
                 interrupt: self.interrupt,
             };
             let decoder = self.student.load(&model.folder, key.name())?;
-            examination.run(&decoder, &work.join("answers.jsonl"))
+            examination.run(&decoder, &work.join(ANSWERS))
         })?;
         self.recorder.event(&Event::Accuracy {
             stage: key.name().to_owned(),
@@ -470,7 +531,7 @@ impl Run<'_> {
             step: model.step,
             accuracy: done.output.clone(),
         });
-        Ok(done.output)
+        Ok(done)
     }
 }
 
@@ -488,4 +549,9 @@ pub(super) fn generate_key(plan: &GeneratePlan) -> GeneratePlan {
         batch: 0,
         ..plan.clone()
     }
+}
+
+/// The seed of answers, where there is one: the likeliest token is not drawn.
+pub(super) fn draws_key(plan: &GeneratePlan, seed: u64) -> Option<u64> {
+    (plan.temperature > 0.0).then_some(seed)
 }

@@ -2,8 +2,9 @@
 
 use std::{
     fs,
+    io::{self, BufRead, BufReader},
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Child, Command, Output, Stdio},
     sync::OnceLock,
 };
 
@@ -121,6 +122,36 @@ pub fn stages_done(events: &[Value]) -> Vec<String> {
     finished
         .map(|e| e["stage"].as_str().unwrap().to_owned())
         .collect()
+}
+
+/// Starts the program and waits for the `n`th optimiser step of `stage`.
+pub fn started(command: &mut Command, stage: &str, n: usize) -> Child {
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("t3s starts");
+    let mut reader = BufReader::new(child.stdout.take().expect("a pipe"));
+    let mut line = String::new();
+    let mut steps = 0;
+    while steps < n {
+        line.clear();
+        let read = reader.read_line(&mut line).expect("a line");
+        assert!(read > 0, "the run ended early");
+        let event: Value = serde_json::from_str(&line).expect("an event");
+        steps += usize::from(event["event"] == "step" && event["stage"] == stage);
+    }
+    // Somebody has to go on reading, or the run would stop at a full pipe.
+    std::thread::spawn(move || io::copy(&mut reader, &mut io::sink()));
+    child
+}
+
+/// Sends the signal `name`, e.g. `-INT`.
+pub fn signal(child: &Child, name: &str) {
+    let kill = Command::new("kill")
+        .args([name, &child.id().to_string()])
+        .status();
+    assert!(kill.expect("there is a kill").success());
 }
 
 /// The config of a student of some ten thousand weights.
