@@ -74,6 +74,7 @@ pub(super) fn load(
 ) -> (Registry, Digests) {
     let mut registry = registry.clone();
     let mut digests = Digests::new();
+    let mut paths: BTreeMap<String, &Path> = BTreeMap::new();
     let pins = pins(root);
     for (index, node) in listed(root).iter().enumerate() {
         let Content::Scalar(Value::String(path)) = &node.content else {
@@ -81,13 +82,9 @@ pub(super) fn load(
         };
         let (path, name) = (Path::new(path), file_name(path));
         let pinned = pins.get(&name).map(String::as_str);
-        let loaded = plugin::load(path, pinned).and_then(|plugin| {
-            if digests
-                .get(&name)
-                .is_some_and(|known| known == plugin.sha256())
-            {
-                return Err(PluginError::new(path, Cause::Twice));
-            }
+        let loaded = first_of_its_name(path, paths.get(&name).copied()).and_then(|()| {
+            paths.insert(name.clone(), path);
+            let plugin = plugin::load(path, pinned)?;
             registry = plugin.add_to(registry.clone())?;
             digests.insert(name, plugin.sha256().to_owned());
             Ok(())
@@ -99,6 +96,22 @@ pub(super) fn load(
     }
     unused_pins(root, &pins, problems);
     (registry, digests)
+}
+
+/// Refuses a library whose file name another one has, given as `other`.
+fn first_of_its_name(path: &Path, other: Option<&Path>) -> Result<(), PluginError> {
+    let Some(other) = other else { return Ok(()) };
+    let same = match (path.canonicalize(), other.canonicalize()) {
+        (Ok(path), Ok(other)) => path == other,
+        _ => path == other,
+    };
+    let cause = match same {
+        true => Cause::Twice,
+        false => Cause::SameFileName {
+            other: other.to_owned(),
+        },
+    };
+    Err(PluginError::new(path, cause))
 }
 
 /// A pin that no listed library has the name of would be a pin of nothing.

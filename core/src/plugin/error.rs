@@ -84,6 +84,16 @@ pub enum Cause {
     /// The same file is loaded twice.
     #[error("listed twice; remove one of the two")]
     Twice,
+    /// Pins and reports name a library by its file name.
+    #[error(
+        "has the file name of {}, and pins and reports name a library by its file name; rename \
+         one of the two",
+        .other.display()
+    )]
+    SameFileName {
+        /// The one that is listed first.
+        other: PathBuf,
+    },
     /// A component has the name of another one.
     #[error(transparent)]
     Clash(#[from] RegistryError),
