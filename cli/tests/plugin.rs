@@ -187,11 +187,66 @@ fn what_is_begun_in_rust_builds_and_keeps_the_laws() {
         assert!(tested.status.success(), "{}", text(&tested));
     }
 
-    panics_are_errors(folder.path());
+    let library = panics_are_errors(folder.path());
+    the_quickstart_selects_with(folder.path(), &library);
 }
 
-/// Another edition, other flags: a library by LTO and stripped, and one that aborts.
-fn panics_are_errors(folder: &Path) {
+/// The quickstart's own `select`, by a library of foreign flags and by one in C, beside T3S.
+fn the_quickstart_selects_with(folder: &Path, fell: &Path) {
+    let quickstart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/quickstart");
+    let edge = Path::new(env!("CARGO_MANIFEST_DIR")).join("../plugins/examples/edge-weights");
+    let edge_library = folder.join("libedge_weights.so");
+    let Some(cc) = cc() else { return };
+    let built = Command::new(cc)
+        .args(["-std=c11", "-fPIC", "-shared", "-O2", "-I", INCLUDE, "-o"])
+        .args([&edge_library, &edge.join("edge_weights.c")])
+        .arg("-lm")
+        .status();
+    assert!(built.expect("cc starts").success());
+    fs::write(
+        folder.join("plan.toml"),
+        format!(
+            "extends = [{:?}]\n[plugins]\nload = [{fell:?}, \"libedge_weights.so\"]\n",
+            quickstart.join("plan.toml")
+        ),
+    )
+    .expect("a file");
+    // The whole data; of the training only what makes the stages before and after it run.
+    let kept = |strategy: &str| {
+        let mut arguments = vec!["run".to_owned(), "plan.toml".to_owned()];
+        for pair in [
+            "train.steps=2",
+            "probe.checkpoint_every=1",
+            "bottleneck.step=1",
+            "eval.limit=4",
+            "eval.generate.max_new_tokens=8",
+            &format!("out=runs/{strategy}"),
+            &format!("selection.strategy={strategy}"),
+        ] {
+            arguments.extend(["--set".to_owned(), pair.to_owned()]);
+        }
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let ran = t3s(folder, &arguments);
+        assert!(ran.status.success(), "{}", text(&ran));
+        let summary = fs::read(folder.join(format!("runs/{strategy}/summary.json")));
+        let summary: serde_json::Value =
+            serde_json::from_slice(&summary.expect("a summary")).expect("JSON");
+        summary["selection"].clone()
+    };
+    let (fell, edge, anchors) = (kept("fell"), kept("edge-weights"), kept("t3s"));
+    let count = |selection: &serde_json::Value, key: &str| selection[key].as_u64();
+    // T3S keeps what did not rise, so those that fell, and the few that stayed.
+    assert!(count(&fell, "kept") > Some(0), "{fell}");
+    assert!(
+        count(&fell, "kept") <= count(&anchors, "kept"),
+        "{fell} {anchors}"
+    );
+    // Soft weights are above zero everywhere.
+    assert_eq!(count(&edge, "kept"), count(&edge, "tokens"), "{edge}");
+}
+
+/// Another edition, other flags: a library by LTO and stripped, and one that aborts. The first.
+fn panics_are_errors(folder: &Path) -> PathBuf {
     let here = folder.join("panicky");
     fs::create_dir_all(here.join("src")).expect("a folder");
     let manifest = format!(
@@ -204,7 +259,9 @@ fn panics_are_errors(folder: &Path) {
          [workspace]\n"
     );
     fs::write(here.join("Cargo.toml"), manifest).expect("a file");
-    fs::write(here.join("src/lib.rs"), include_str!("plugin/panicky.rs")).expect("a file");
+    let source = concat!(include_str!("plugin/panicky.rs"), "\nmod fell;\n");
+    fs::write(here.join("src/lib.rs"), source).expect("a file");
+    fs::write(here.join("src/fell.rs"), include_str!("plugin/fell.rs")).expect("a file");
     let (built, target) = cargo(&here, &["build", "--release"]);
     assert!(built.status.success(), "{}", text(&built));
     let library = target.join("release/libpanicky.so");
@@ -251,4 +308,5 @@ fn panics_are_errors(folder: &Path) {
     let error = t3s_core::plugin::load(&target.join("aborting/libpanicky.so"), None);
     let said = error.expect_err("refused").to_string();
     assert!(said.contains("compiled with panic = \"abort\""), "{said}");
+    library
 }
