@@ -39,6 +39,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             trainable: vec![true; tokens],
             weights: vec![1.0; tokens],
             prompt_len: 0,
+            noisy_ids: None,
             answer: None,
         })
         .collect();

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use t3s_core::plan::{DataFormat, DeviceChoice, Normaliser, Recompute, TooLong};
+use t3s_core::plan::{DataFormat, DeviceChoice, Estimator, Normaliser, Recompute, TooLong};
 
 /// Which tokens of a teacher's trace should a student learn from.
 #[derive(Debug, Parser)]
@@ -237,6 +237,10 @@ pub struct ModelArgs {
     /// auto, cpu or cuda:N
     #[arg(long, default_value = "auto", value_parser = device)]
     pub device: DeviceChoice,
+    /// An option of the family, as in a plan's [student]: objective.KEY=VALUE or decode.KEY=VALUE;
+    /// repeatable
+    #[arg(long = "student", value_name = "KEY=VALUE")]
+    pub student: Vec<String>,
     /// A plugin, a library with further components; repeatable
     #[arg(long = "plugin", value_name = "FILE")]
     pub plugins: Vec<PathBuf>,
@@ -302,7 +306,13 @@ pub struct ScoreArgs {
     /// Width of gradient sketches; 0: none
     #[arg(long, default_value_t = 0)]
     pub sketch_width: usize,
-    /// Seed of the sketches
+    /// How a model that masks its input is scored: corruptions or block-causal
+    #[arg(long, default_value = "corruptions", value_parser = plan_value::<Estimator>)]
+    pub estimator: Estimator,
+    /// Corruptions of each example, for `corruptions`
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
+    pub draws: u32,
+    /// Seed of the sketches and of the corruptions
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
     /// Tokens per pass

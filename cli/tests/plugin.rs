@@ -130,7 +130,7 @@ fn what_is_begun_in_c_builds_and_keeps_the_laws() {
     assert!(tested.status.success(), "{}", text(&tested));
     let listed = text(&t3s(&here, &["plugin", "list", "libsoft_edge.so"]));
     assert!(
-        listed.contains("libsoft_edge.so (ABI 1.1)\n  strategy soft-edge: "),
+        listed.contains("libsoft_edge.so (ABI 1.2)\n  strategy soft-edge: "),
         "{listed}"
     );
     let inspected = text(&t3s(&here, &["plugin", "inspect", "libsoft_edge.so"]));

@@ -57,6 +57,17 @@ pub enum DecodeAttention {
     Bidirectional,
 }
 
+/// Options that a `config.json` decides: what `[student.objective]` and `[student.decode]` say goes
+/// before them, key by key.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FamilyOptions {
+    /// For [`ModelAdapter::objective`].
+    pub objective: toml::Table,
+    /// For [`ModelAdapter::decode`].
+    pub decode: toml::Table,
+}
+
 /// A model family, as data: how a `config.json` maps to a decoder, how a batch is corrupted,
 /// aligned, attended and weighted, how it decodes. No method has a default.
 pub trait ModelAdapter: Send + Sync {
@@ -68,6 +79,12 @@ pub trait ModelAdapter: Send + Sync {
     /// # Errors
     /// Names the key that the adapter does not fully understand.
     fn decoder(&self, config: &HfConfig) -> Result<DecoderSpec, ComponentError>;
+
+    /// The options that `config` decides, e.g. which id is the mask token.
+    ///
+    /// # Errors
+    /// Names the key whose value makes no sense.
+    fn options(&self, config: &HfConfig) -> Result<FamilyOptions, ComponentError>;
 
     /// The training objective, configured by the plan's `[student.objective]` table.
     ///

@@ -5,7 +5,7 @@ use crate::Fingerprint;
 /// One tokenised conversation.
 ///
 /// *Mask* (may this token be trained on: response, not prompt) and *weight* (how much) are two
-/// columns, never one. All three columns are `[tokens]`.
+/// columns, never one. All columns are `[tokens]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Example {
     /// Row number in the data file, from 0. Stays with the example through shuffling and packing.
@@ -14,8 +14,11 @@ pub struct Example {
     pub ids: Vec<u32>,
     /// The mask: may the token be a target.
     pub trainable: Vec<bool>,
-    /// The weight of the token's loss as the data has it; 1 where the data says nothing.
+    /// The token's weight as the data has it; where the data says nothing, the one that changes
+    /// nothing ([`crate::Weighting::neutral`]).
     pub weights: Vec<f32>,
+    /// What the model reads in place of `ids`, where the data fixes the corruption.
+    pub noisy_ids: Option<Vec<u32>>,
     /// `ids[..prompt_len]` is what a model is given to generate its own answer.
     pub prompt_len: usize,
     /// The gold answer, where the data has one.

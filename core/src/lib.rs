@@ -28,12 +28,14 @@ pub use inventory;
 #[doc(hidden)]
 pub use toml;
 
-pub use adapter::{DecodeRule, HfConfig, ModelAdapter};
+pub use adapter::{DecodeRule, FamilyOptions, HfConfig, ModelAdapter};
 pub use component::ComponentError;
 pub use corpus::{Corpus, Example};
 pub use decoder_spec::DecoderSpec;
 pub use fingerprint::Fingerprint;
-pub use objective::{AttentionPattern, ExampleBatch, ModelBatch, NO_TARGET, Objective};
+pub use objective::{
+    AttentionPattern, Draw, ExampleBatch, ModelBatch, NO_TARGET, Objective, Weighting,
+};
 pub use observable::{CheckpointRef, Observable, ObservableRef, SignalRef};
 pub use rng::CounterRng;
 pub use signal::ConfidenceSignal;

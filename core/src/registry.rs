@@ -399,7 +399,9 @@ pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{DecodeRule, DecoderSpec, HfConfig, Objective, ObservableRef, TokenView};
+    use crate::{
+        DecodeRule, DecoderSpec, FamilyOptions, HfConfig, Objective, ObservableRef, TokenView,
+    };
 
     /// Gives one number.
     #[derive(serde::Deserialize, schemars::JsonSchema)]
@@ -432,6 +434,10 @@ mod tests {
 
         fn decoder(&self, _: &HfConfig) -> Result<DecoderSpec, ComponentError> {
             Err(ComponentError::config("model_type", "none is known"))
+        }
+
+        fn options(&self, _: &HfConfig) -> Result<FamilyOptions, ComponentError> {
+            Ok(FamilyOptions::default())
         }
 
         fn objective(&self, _: &toml::Table) -> Result<Box<dyn Objective>, ComponentError> {

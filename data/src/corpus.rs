@@ -30,7 +30,8 @@ const BLANK: &str = "a blank response, of which only the end is learnt";
 const NO_ANSWER: &str = "no gold answer";
 
 /// Reads, templates, tokenises, masks and truncates the rows of `plan` for a model with `vocab` ids.
-/// `extract_answer` is the grader's rule that finds an answer in a text.
+/// `neutral` is the weight of a token of which a row says nothing, `extract_answer` the grader's
+/// rule that finds an answer in a text.
 ///
 /// # Errors
 /// Each names file and line: a row that is broken, of another format, with an id or a weight that is
@@ -39,6 +40,7 @@ pub fn load_corpus(
     plan: &DataPlan,
     tokenizer: &Tokenizer,
     vocab: usize,
+    neutral: f32,
     extract_answer: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Corpus, DataError> {
     tokenizer.expect_fits(vocab)?;
@@ -48,6 +50,7 @@ pub fn load_corpus(
         plan,
         tokenizer,
         vocab,
+        neutral,
         extract_answer,
         format: plan.format,
         examples: Vec::new(),
@@ -88,6 +91,7 @@ struct Loading<'l> {
     plan: &'l DataPlan,
     tokenizer: &'l Tokenizer,
     vocab: usize,
+    neutral: f32,
     extract_answer: &'l dyn Fn(&str) -> Option<String>,
     format: DataFormat,
     examples: Vec<Example>,
@@ -120,17 +124,21 @@ impl Loading<'_> {
                 ids,
                 prompt_length,
                 weights,
+                noisy_ids,
                 answer,
             } => Example {
                 id: row.index,
                 trainable: (0..ids.len()).map(|i| i >= prompt_length).collect(),
-                weights: weights.unwrap_or_else(|| vec![1.0; ids.len()]),
+                weights: weights.unwrap_or_else(|| vec![self.neutral; ids.len()]),
+                noisy_ids,
                 prompt_len: prompt_length,
                 answer: answer.and_then(|a| gold_answer(Some(&a), None, self.extract_answer)),
                 ids,
             },
         };
-        if let Some(id) = example.ids.iter().find(|id| **id as usize >= self.vocab) {
+        let noisy = example.noisy_ids.iter().flatten();
+        let mut ids = example.ids.iter().chain(noisy);
+        if let Some(id) = ids.find(|id| **id as usize >= self.vocab) {
             return Err(reader.error(format!(
                 "token id {id}, but the model's vocabulary ends at {}; the row was tokenised for \
                  another model",
@@ -192,7 +200,8 @@ impl Loading<'_> {
         })?;
         Ok(Example {
             id: row.row.index,
-            weights: vec![1.0; ids.len()],
+            weights: vec![self.neutral; ids.len()],
+            noisy_ids: None,
             ids,
             trainable,
             prompt_len,
@@ -220,6 +229,9 @@ impl Loading<'_> {
                 example.ids.truncate(most);
                 example.trainable.truncate(most);
                 example.weights.truncate(most);
+                if let Some(noisy) = &mut example.noisy_ids {
+                    noisy.truncate(most);
+                }
                 example.prompt_len = example.prompt_len.min(most);
                 Ok(true)
             }
@@ -258,7 +270,7 @@ impl Loading<'_> {
         let tokens: Vec<_> = self
             .examples
             .iter()
-            .map(|e| (e.id, &e.ids, &e.trainable, &e.weights))
+            .map(|e| (e.id, &e.ids, &e.trainable, &e.weights, &e.noisy_ids))
             .collect();
         let hashes = CorpusHashes {
             data,

@@ -47,8 +47,10 @@ pub enum Parsed {
         ids: Vec<u32>,
         /// How many of them are prompt.
         prompt_length: usize,
-        /// Loss weights, one per id; the prompt's are not read.
+        /// Weights, one per id; the prompt's are not read.
         weights: Option<Vec<f32>>,
+        /// What the model reads in place of the ids, one per id.
+        noisy_ids: Option<Vec<u32>>,
         /// The row's answer field.
         answer: Option<String>,
     },
@@ -218,16 +220,32 @@ fn tokens(row: RowReader<'_>, answer: Option<String>) -> Result<Parsed, DataErro
         ))),
         None => Ok(None),
     };
-    let ids = list("input_ids")?
-        .ok_or_else(|| row.error("has no field input_ids, which should hold a list of ids"))?;
-    let ids: Vec<u32> = ids
-        .iter()
-        .enumerate()
-        .map(|(index, id)| {
+    let token_ids = |field: &str| -> Result<Option<Vec<u32>>, DataError> {
+        let Some(list) = list(field)? else {
+            return Ok(None);
+        };
+        let id = |(index, id): (usize, &Value)| {
             let whole = id.as_u64().and_then(|id| u32::try_from(id).ok());
-            whole.ok_or_else(|| row.error(format!("input_ids.{index}: {id} is no token id")))
-        })
-        .collect::<Result<_, _>>()?;
+            whole.ok_or_else(|| row.error(format!("{field}.{index}: {id} is no token id")))
+        };
+        list.iter()
+            .enumerate()
+            .map(id)
+            .collect::<Result<_, _>>()
+            .map(Some)
+    };
+    let ids = token_ids("input_ids")?
+        .ok_or_else(|| row.error("has no field input_ids, which should hold a list of ids"))?;
+    let noisy_ids = token_ids("noisy_ids")?;
+    if let Some(noisy) = &noisy_ids
+        && noisy.len() != ids.len()
+    {
+        return Err(row.error(format!(
+            "noisy_ids: {} for {} input_ids; write one per id",
+            noisy.len(),
+            ids.len()
+        )));
+    }
     let prompt_length = match row.field("prompt_length") {
         None => {
             return Err(row.error("has no field prompt_length: how many of input_ids are prompt"));
@@ -264,6 +282,7 @@ fn tokens(row: RowReader<'_>, answer: Option<String>) -> Result<Parsed, DataErro
         ids,
         prompt_length,
         weights,
+        noisy_ids,
         answer,
     })
 }

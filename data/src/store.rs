@@ -45,8 +45,17 @@ pub struct StoreMeta {
     pub adapter: String,
     /// Its options, JSON.
     pub adapter_options: String,
+    /// How tokens were scored: `exact`, or the estimator and its draws. Stores of one selection have
+    /// the same.
+    #[serde(default = "exact")]
+    pub estimator: String,
     /// Version of the program.
     pub tool_version: String,
+}
+
+/// What the stores of versions that knew no other way were made with.
+fn exact() -> String {
+    "exact".to_owned()
 }
 
 #[derive(Serialize, Deserialize)]
@@ -152,6 +161,7 @@ pub fn expect(path: &Path, found: &StoreMeta, wanted: &StoreMeta) -> Result<(), 
             &found.adapter_options,
             &wanted.adapter_options,
         ),
+        ("estimator", &found.estimator, &wanted.estimator),
     ];
     match pairs.into_iter().find(|(_, found, wanted)| found != wanted) {
         None => Ok(()),

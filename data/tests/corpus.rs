@@ -268,7 +268,7 @@ fn a_tokenizer_that_does_not_fit_the_model_is_refused() {
     let folder = Folder::new("qwen3");
     let plan = folder.data("d.jsonl", &row("a", "b"));
     let tokenizer = folder.tokenizer();
-    let error = t3s_data::load_corpus(&plan, &tokenizer, 100, &after_hash).unwrap_err();
+    let error = t3s_data::load_corpus(&plan, &tokenizer, 100, 1.0, &after_hash).unwrap_err();
     let message = error.to_string();
     assert!(
         message.contains("tokenizer.json") && message.contains("vocab_size"),
@@ -409,7 +409,7 @@ fn real_solutions_are_read() {
         equals: Value::Boolean(true),
     });
     let extract = |text: &str| Some(text.rsplit_once("A:")?.1.trim().to_owned());
-    let corpus = t3s_data::load_corpus(&plan, &folder.tokenizer(), 500, &extract).unwrap();
+    let corpus = t3s_data::load_corpus(&plan, &folder.tokenizer(), 500, 1.0, &extract).unwrap();
     assert!(
         (80..150).contains(&corpus.examples.len()),
         "{}",

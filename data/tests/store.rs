@@ -21,6 +21,7 @@ fn meta(data: &str) -> StoreMeta {
         weights: of("weights"),
         adapter: "qwen3".into(),
         adapter_options: "{}".into(),
+        estimator: "exact".into(),
         tool_version: "0.1.0".into(),
     }
 }

@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 use t3s_core::{
-    AttentionPattern, Example, ModelBatch, NO_TARGET, Objective, packing,
+    AttentionPattern, Draw, Example, ModelBatch, NO_TARGET, Objective, packing,
     plan::{Normaliser, Recompute, TrainPlan},
 };
 
@@ -156,7 +156,8 @@ fn prepare(
         for range in packing::pack(&lengths, how.micro_batch_tokens, how.packing) {
             let packed = PackedExamples::new(part.examples[range].iter().copied());
             let mut rows = ModelBatch::default();
-            objective.prepare(&packed.as_batch(), how.seed, part.draw, &mut rows)?;
+            let draw = Draw::new(how.seed, part.draw);
+            objective.prepare(&packed.as_batch(), draw, &mut rows)?;
             let counts = count(&packed, &rows, objective.attention())?;
             passes.push(Pass {
                 packed,

@@ -21,7 +21,7 @@ use crate::{
     },
     layers::{
         Attention, Block, Context, Embedding, Experts, Grouped, Head, Layer, Linear, Lora, Mlp,
-        Projection, QkvProjection, RmsNorm, Save, Saved, SwiGlu, lora,
+        Projection, QkvProjection, RmsNorm, Routes, Save, Saved, SwiGlu, lora,
     },
     params::{ParamId, Params},
 };
@@ -41,6 +41,8 @@ pub struct Decoder {
     pub final_norm: RmsNorm,
     /// The projection to the vocabulary.
     pub head: Head,
+    /// Where the choice of experts is held fixed, as differences of the loss need it.
+    pub routes: Option<Arc<Routes>>,
 }
 
 /// What a forward pass kept for its backward pass.
@@ -102,6 +104,7 @@ impl Decoder {
             blocks,
             final_norm,
             head,
+            routes: None,
             spec,
             params,
         })
@@ -238,6 +241,7 @@ impl Decoder {
         Context {
             params: &self.params,
             batch,
+            routes: self.routes.as_deref(),
         }
     }
 

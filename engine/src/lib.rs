@@ -40,5 +40,5 @@ pub use init::init_params;
 pub use layers::{Context, Layer, Save, Saved, head};
 pub use online::OnlineSelection;
 pub use params::{ParamId, Params};
-pub use score::{Columns, score};
+pub use score::{Columns, Scoring, score, tokens_read};
 pub use trainer::{StepReport, Trainer};

@@ -44,6 +44,7 @@ pub(crate) fn examples(n: u64) -> Vec<Example> {
                     .map(|i| rng.uniform(id + 1000, i) as f32)
                     .collect(),
                 prompt_len: 3,
+                noisy_ids: None,
                 answer: None,
             }
         })

@@ -2,11 +2,28 @@
 
 use serde::Deserialize;
 use t3s_core::{
-    ComponentError, DecodeRule,
-    adapter::{BlockDecoding, DecodeAttention},
+    ComponentError, DecodeRule, HfConfig,
+    adapter::{BlockDecoding, DecodeAttention, FamilyOptions},
     objective::{BlockDiffusion, Corruption, LossWeight, MaskedDiffusion, RatioRange},
     registry::read_options,
 };
+
+use crate::config_keys::ConfigKeys;
+
+/// The mask token where `config.json` names it.
+///
+/// # Errors
+/// When `mask_token_id` is no id. Whether it is in the vocabulary, `decoder` has checked.
+pub(crate) fn mask_option(config: &HfConfig) -> Result<FamilyOptions, ComponentError> {
+    let keys = ConfigKeys::new(config);
+    let mut options = FamilyOptions::default();
+    if let Some(id) = keys.ids("mask_token_id", usize::MAX)?.first() {
+        for table in [&mut options.objective, &mut options.decode] {
+            table.insert("mask_id".to_owned(), i64::from(*id).into());
+        }
+    }
+    Ok(options)
+}
 
 /// Options of [`BlockDiffusion`], with LLaDA 2.0's defaults.
 #[derive(Deserialize)]

@@ -3,14 +3,14 @@
 
 use serde_json::json;
 use t3s_core::{
-    ComponentError, DecodeRule, DecoderSpec, HfConfig, ModelAdapter, Objective,
+    ComponentError, DecodeRule, DecoderSpec, FamilyOptions, HfConfig, ModelAdapter, Objective,
     decoder_spec::{MlpSpec, RopeSpec, TensorNames},
     register_adapter,
 };
 
 use crate::{
     config_keys::{ConfigKeys, wrong},
-    diffusion_options::{BlockDecodeOptions, MaskedObjectiveOptions},
+    diffusion_options::{BlockDecodeOptions, MaskedObjectiveOptions, mask_option},
 };
 
 /// The adapter of `"model_type": "llada"`.
@@ -94,6 +94,10 @@ impl ModelAdapter for Llada {
         };
         keys.finish()?;
         Ok(spec)
+    }
+
+    fn options(&self, config: &HfConfig) -> Result<FamilyOptions, ComponentError> {
+        mask_option(config)
     }
 
     fn objective(&self, options: &toml::Table) -> Result<Box<dyn Objective>, ComponentError> {

@@ -5,14 +5,14 @@
 
 use serde_json::json;
 use t3s_core::{
-    ComponentError, DecodeRule, DecoderSpec, HfConfig, ModelAdapter, Objective,
+    ComponentError, DecodeRule, DecoderSpec, FamilyOptions, HfConfig, ModelAdapter, Objective,
     decoder_spec::{MlpSpec, MoeNames, MoeSpec, RopeSpec, TensorNames},
     register_adapter,
 };
 
 use crate::{
     config_keys::{ConfigKeys, wrong},
-    diffusion_options::{BlockDecodeOptions, BlockObjectiveOptions},
+    diffusion_options::{BlockDecodeOptions, BlockObjectiveOptions, mask_option},
 };
 
 /// The adapter of `"model_type": "llada2_moe"`.
@@ -78,6 +78,10 @@ impl ModelAdapter for Llada2 {
         };
         keys.finish()?;
         Ok(spec)
+    }
+
+    fn options(&self, config: &HfConfig) -> Result<FamilyOptions, ComponentError> {
+        mask_option(config)
     }
 
     fn objective(&self, options: &toml::Table) -> Result<Box<dyn Objective>, ComponentError> {

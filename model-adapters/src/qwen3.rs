@@ -4,7 +4,7 @@
 
 use serde_json::{Value, json};
 use t3s_core::{
-    ComponentError, DecodeRule, DecoderSpec, HfConfig, ModelAdapter, Objective,
+    ComponentError, DecodeRule, DecoderSpec, FamilyOptions, HfConfig, ModelAdapter, Objective,
     decoder_spec::{MlpSpec, RopeSpec, TensorNames},
     objective::NextToken,
     register_adapter,
@@ -82,6 +82,10 @@ impl ModelAdapter for Qwen3 {
         };
         keys.finish()?;
         Ok(spec)
+    }
+
+    fn options(&self, _: &HfConfig) -> Result<FamilyOptions, ComponentError> {
+        Ok(FamilyOptions::default())
     }
 
     fn objective(&self, options: &toml::Table) -> Result<Box<dyn Objective>, ComponentError> {

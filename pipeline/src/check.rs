@@ -31,11 +31,10 @@ pub struct Checked {
 /// The first thing that a run would stop at.
 pub fn check(plan: &RunPlan, registry: &Registry) -> Result<Checked, PipelineError> {
     let student = Student::open(&plan.student, &plan.device, registry)?;
-    student.expect_causal("a run")?;
     student.expect_weights()?;
     let tokenizer = student.tokenizer(&plan.data)?;
     let grader = Grader::new(&plan.grader)?;
-    let corpus = corpus::load(&plan.data, &tokenizer, &student.spec, &grader)?;
+    let corpus = corpus::load(&plan.data, &tokenizer, &student, &grader)?;
     let corpus = corpus::summarise(&corpus);
     let problems = if plan.eval.data.as_os_str().is_empty() {
         match plan.eval.limit as u64 {

@@ -4,13 +4,15 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use t3s_core::{
-    Corpus, DecoderSpec, Example, Fingerprint,
+    ComponentError, Corpus, Draw, Example, Fingerprint, ModelBatch,
     plan::{DataPlan, EvalPlan},
 };
 use t3s_data::{Problem, Tokenizer, load_corpus, load_problems};
+use t3s_engine::score::PackedExamples;
 
 use crate::{
-    error::PipelineError, evaluate::training_questions, grader::Grader, summary::CorpusSummary,
+    error::PipelineError, evaluate::training_questions, grader::Grader, student::Student,
+    summary::CorpusSummary,
 };
 
 /// Row numbers that a warning lists before it says "and more".
@@ -24,7 +26,7 @@ pub fn inputs(
     plan: &DataPlan,
     extract: &str,
     tokenizer: &Tokenizer,
-    spec: &DecoderSpec,
+    student: &Student,
 ) -> Result<Value, PipelineError> {
     let mut options = plan.clone();
     // Where a file lies is not what is in it.
@@ -34,7 +36,8 @@ pub fn inputs(
         "data": file_fingerprint(&plan.train, "data.train")?,
         "tokenizer": tokenizer.fingerprint(),
         "chat_template": tokenizer.template_fingerprint(),
-        "vocab": spec.vocab,
+        "vocab": student.spec.vocab,
+        "neutral_weight": student.weighting()?.neutral(),
         "extract": extract,
         "options": options,
     }))
@@ -67,18 +70,51 @@ fn file_fingerprint(path: &Path, key: &str) -> Result<Fingerprint, PipelineError
         .map_err(|source| PipelineError::plan(key, format!("{}: {source}", path.display())))
 }
 
-/// Reads, templates, tokenises, masks and truncates the training data.
+/// Reads, templates, tokenises, masks and truncates the training data, and asks the student's
+/// objective whether it can make rows of every example.
 ///
 /// # Errors
-/// Those of the data: each names file and line.
+/// Those of the data: each names file and line; and those of the objective: each names the example.
 pub fn load(
     plan: &DataPlan,
     tokenizer: &Tokenizer,
-    spec: &DecoderSpec,
+    student: &Student,
     grader: &Grader,
 ) -> Result<Corpus, PipelineError> {
     let extract = |text: &str| grader.extract(text).map(str::to_owned);
-    load_corpus(plan, tokenizer, spec.vocab, &extract).map_err(PipelineError::data("corpus"))
+    let neutral = student.weighting()?.neutral();
+    let corpus = load_corpus(plan, tokenizer, student.spec.vocab, neutral, &extract)
+        .map_err(PipelineError::data("corpus"))?;
+    try_objective(&corpus, student).map_err(|refused| {
+        PipelineError::plan(
+            "student.objective",
+            format!("{}: {refused}", plan.train.display()),
+        )
+    })?;
+    Ok(corpus)
+}
+
+/// Has the objective make rows of every example once, as it will in training, so that what it
+/// refuses is found before anything is computed.
+fn try_objective(corpus: &Corpus, student: &Student) -> Result<(), ComponentError> {
+    let objective = student.fresh_objective()?;
+    let mut rows = ModelBatch::default();
+    for example in &corpus.examples {
+        let mut packed = PackedExamples::new([example]);
+        objective.prepare(&packed.as_batch(), Draw::default(), &mut rows)?;
+        // With the weight 1 nothing is left to chance: an id that the model lacks shows now.
+        packed.weights.fill(1.0);
+        objective.prepare(&packed.as_batch(), Draw::default(), &mut rows)?;
+        let vocab = student.spec.vocab;
+        if let Some(id) = rows.input_ids.iter().find(|id| **id as usize >= vocab) {
+            return Err(ComponentError::Failed(format!(
+                "example {}: the model is to read the id {id}, but its vocabulary ends at {vocab}; \
+                 where that is the mask token, name the right one in mask_id",
+                example.id
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Reads held-out problems.

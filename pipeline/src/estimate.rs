@@ -15,8 +15,8 @@ use t3s_core::{
     plan::{BottleneckRule, GeneratePlan, Recompute, RunPlan, TrainPlan},
 };
 use t3s_engine::{
-    Accumulation, Columns, Decoder, EngineError, Grads, Part, adamw::AdamW, generate, init_params,
-    layers::lora, loss_and_gradients, score,
+    Accumulation, Columns, Decoder, EngineError, Grads, Part, Scoring, adamw::AdamW, generate,
+    init_params, layers::lora, loss_and_gradients, score,
 };
 
 use crate::summary::CorpusSummary;
@@ -299,6 +299,7 @@ fn time(
             trainable: (0..length).map(|i| i >= length / 4).collect(),
             weights: vec![1.0; length as usize],
             prompt_len: length as usize / 4,
+            noisy_ids: None,
             answer: None,
         })
         .collect();
@@ -337,16 +338,8 @@ fn time(
 
         let started = Instant::now();
         let go_on = &mut |_| ControlFlow::Continue(());
-        let columns = Columns::SCALARS;
-        let batch_tokens = plan.score.batch_tokens;
-        score(
-            &decoder,
-            &NextToken,
-            &examples,
-            &columns,
-            batch_tokens,
-            go_on,
-        )?;
+        let how = Scoring::of(&plan.score, Columns::SCALARS, plan.seed);
+        score(&decoder, &NextToken, &examples, &how, go_on)?;
         timed.score = timed.score.min(started.elapsed().as_secs_f64());
 
         let started = Instant::now();

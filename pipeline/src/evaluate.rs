@@ -250,6 +250,7 @@ mod tests {
             trainable: vec![false, true, true],
             weights: vec![1.0; 3],
             prompt_len: 1,
+            noisy_ids: None,
             answer: answer.map(str::to_owned),
         }
     }

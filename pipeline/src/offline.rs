@@ -20,7 +20,8 @@ use t3s_data::{
     store::{self, StoreMeta},
 };
 use t3s_engine::{
-    Accumulation, Columns, Grads, Part, checkpoint::save_tensors, loss_and_gradients, score,
+    Accumulation, Grads, Part, Scoring, checkpoint::save_tensors, loss_and_gradients, score,
+    tokens_read,
 };
 
 use crate::{
@@ -34,8 +35,14 @@ use crate::{
 };
 
 /// What a token store is made under.
-pub fn store_meta(student: &Student, hashes: CorpusHashes, weights: Fingerprint) -> StoreMeta {
+pub fn store_meta(
+    student: &Student,
+    hashes: CorpusHashes,
+    weights: Fingerprint,
+    estimator: String,
+) -> StoreMeta {
     StoreMeta {
+        estimator,
         hashes,
         weights,
         adapter: student.adapter_name.clone(),
@@ -58,10 +65,10 @@ pub struct Session<'s> {
 /// A model and a data file.
 #[derive(Debug, Clone)]
 pub struct Subject {
-    /// A Hugging Face folder, or a PEFT adapter of the model in `base`.
+    /// A Hugging Face folder, or a PEFT adapter of the model in `student.path`.
     pub model: PathBuf,
-    /// The model that `model` adapts, where it is an adapter.
-    pub base: Option<PathBuf>,
+    /// The family's options; its `path` is `model`, or what `model` adapts where it is an adapter.
+    pub student: StudentPlan,
     /// The rows.
     pub data: DataPlan,
     /// How answers are found in them.
@@ -79,8 +86,7 @@ struct Opened {
 
 impl Subject {
     fn open(&self, registry: &Registry) -> Result<Opened, PipelineError> {
-        let path = self.base.as_ref().unwrap_or(&self.model);
-        let student = Student::open(&StudentPlan::new(path.clone()), &self.device, registry)?;
+        let student = Student::open(&self.student, &self.device, registry)?;
         Ok(Opened {
             tokenizer: student.tokenizer(&self.data)?,
             grader: Grader::new(&self.grader)?,
@@ -92,7 +98,7 @@ impl Subject {
         corpus::load(
             &self.data,
             &opened.tokenizer,
-            &opened.student.spec,
+            &opened.student,
             &opened.grader,
         )
     }
@@ -120,8 +126,7 @@ pub struct ScoreReport {
 /// asked to stop.
 pub fn score_file(
     subject: &Subject,
-    columns: &Columns,
-    batch_tokens: usize,
+    how: &Scoring,
     out: &Path,
     session: Session<'_>,
 ) -> Result<ScoreReport, PipelineError> {
@@ -129,10 +134,11 @@ pub fn score_file(
     let started = Instant::now();
     let recorder = Recorder::unrecorded(session.observer);
     let opened = subject.open(session.registry)?;
-    opened.student.expect_causal("scoring")?;
     let corpus = subject.corpus(&opened)?;
     warn_of(&corpus, &recorder);
-    let total: usize = corpus.examples.iter().map(|e| e.n_tokens()).sum();
+    let objective = opened.student.objective()?;
+    let weighting = objective.weighting();
+    let total = tokens_read(&corpus.examples, how, weighting);
     let decoder = opened.student.load(&subject.model, STAGE)?;
     let scoring = Instant::now();
     let mut progress = |done: usize| -> ControlFlow<()> {
@@ -147,15 +153,19 @@ pub fn score_file(
     };
     let table = score(
         &decoder,
-        opened.student.objective()?.as_ref(),
+        objective.as_ref(),
         &corpus.examples,
-        columns,
-        batch_tokens,
+        how,
         &mut progress,
     )
     .map_err(PipelineError::engine(STAGE))?;
     let weights = opened.student.weights(&subject.model)?;
-    let meta = store_meta(&opened.student, corpus.hashes.clone(), weights);
+    let meta = store_meta(
+        &opened.student,
+        corpus.hashes.clone(),
+        weights,
+        how.method(weighting),
+    );
     store::write_table(out, &table, &meta).map_err(PipelineError::data(STAGE))?;
     let view = table.view();
     let logp = view

@@ -153,7 +153,6 @@ impl<'r> Run<'r> {
     ) -> Result<Self, PipelineError> {
         let components = plan::components(plan, registry)?;
         let student = Student::open(&plan.student, &plan.device, registry)?;
-        student.expect_causal("a run")?;
         let tokenizer = student.tokenizer(&plan.data)?;
         let weights = student.weights(&plan.student.path)?;
         let grader = Grader::new(&plan.grader)?;
@@ -243,7 +242,7 @@ impl<'r> Run<'r> {
         let corpus = corpus::load(
             &self.plan.data,
             &self.tokenizer,
-            &self.student.spec,
+            &self.student,
             &self.grader,
         )?;
         Ok(self.corpus.get_or_init(|| corpus))
@@ -251,7 +250,7 @@ impl<'r> Run<'r> {
 
     fn corpus_stage(&self) -> Result<Done<CorpusSummary>, PipelineError> {
         let (data, extract) = (&self.plan.data, &self.plan.grader.extract);
-        let inputs = corpus::inputs(data, extract, &self.tokenizer, &self.student.spec)?;
+        let inputs = corpus::inputs(data, extract, &self.tokenizer, &self.student)?;
         let key = StageKey::new("corpus", 1, inputs);
         let done = self
             .stages

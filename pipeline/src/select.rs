@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use t3s_core::{
     CheckpointRef, Corpus, Example, Observable, ObservableRef, SelectContext, TokenTable,
-    TokenView, TokenWeights, When,
+    TokenView, TokenWeights, Weighting, When,
     plan::{self, Resolved, SelectionPlan, SignalPlan},
     registry::Registry,
     table::Sketch,
@@ -182,14 +182,16 @@ pub fn signals(table: &TokenTable, components: &Resolved) -> Result<TokenTable, 
 }
 
 /// Runs the signals and the strategy of `components` over `table`. A strategy that is asked in
-/// every step is not asked here; every token that may be trained on gets the weight 1.
+/// every step is not asked here; every token that may be trained on gets `neutral`, the weight that
+/// changes nothing.
 ///
 /// # Errors
-/// When a component fails, gives back numbers that are none, or keeps nothing.
+/// When a component fails or gives back numbers that are none.
 pub fn weigh(
     table: &TokenTable,
     components: &Resolved,
     strategy_name: &str,
+    neutral: f32,
     seed: u64,
 ) -> Result<TokenWeights, PipelineError> {
     let strategy = format!("strategy {strategy_name:?}");
@@ -198,7 +200,7 @@ pub fn weigh(
     let mut weights = vec![f32::NAN; view.n_tokens()];
     if components.strategy.when() == When::Online {
         for (weight, eligible) in weights.iter_mut().zip(view.eligible()) {
-            *weight = f32::from(u8::from(*eligible));
+            *weight = if *eligible { neutral } else { 0.0 };
         }
     } else {
         components
@@ -209,14 +211,50 @@ pub fn weigh(
                 source,
             })?;
     }
-    let weights = TokenWeights::new(&view, weights).map_err(|source| PipelineError::Table {
+    TokenWeights::new(&view, weights).map_err(|source| PipelineError::Table {
         component: strategy,
         source,
-    })?;
-    if weights.kept() == 0 {
-        return Err(keeps_nothing(strategy_name, view.n_tokens()));
-    }
-    Ok(weights)
+    })
+}
+
+/// What is odd about a selection of nothing or of everything by a strategy that reads signals, where
+/// a weight means `weighting`; `None` where nothing is.
+///
+/// # Errors
+/// When nothing is left to train on.
+pub fn extremes(
+    selection: &Selection,
+    components: &Resolved,
+    weighting: Weighting,
+) -> Result<Option<String>, PipelineError> {
+    let Selection {
+        strategy,
+        tokens,
+        kept,
+        ..
+    } = selection;
+    let reads = !components.signals.is_empty() && components.strategy.when() == When::Recorded;
+    let of_all =
+        |share: &str| format!("{strategy:?} selects {kept} of {tokens} response tokens ({share})");
+    Ok(match weighting {
+        Weighting::Loss if *kept == 0 => {
+            return Err(keeps_nothing(strategy, *tokens as usize));
+        }
+        Weighting::Loss if reads && kept == tokens => {
+            Some(format!("{}: this is plain fine-tuning", of_all("100 %")))
+        }
+        Weighting::ForcedMask if reads && *kept == 0 => Some(format!(
+            "{}: the mask is left to chance, and this is plain fine-tuning; look at the threshold \
+             or share in [selection]",
+            of_all("0 %")
+        )),
+        Weighting::ForcedMask if reads && kept == tokens => Some(format!(
+            "{}: every one is always masked, so the student never sees a part of the response; \
+             look at the threshold or share in [selection]",
+            of_all("100 %")
+        )),
+        _ => None,
+    })
 }
 
 fn keeps_nothing(strategy: &str, tokens: usize) -> PipelineError {
@@ -277,8 +315,8 @@ pub fn describe(
     }
 }
 
-/// The examples of `corpus` with the selection's weights multiplied into their own, matched by
-/// example id and position; the mask is untouched.
+/// The examples of `corpus` with the selection's weights combined with their own as `weighting`
+/// says, matched by example id and position; the mask is untouched.
 ///
 /// # Errors
 /// When the selection names a token that the corpus does not have or that may not be trained on, a
@@ -288,6 +326,7 @@ pub fn apply(
     table: &TokenTable,
     weights: &TokenWeights,
     strategy: &str,
+    weighting: Weighting,
 ) -> Result<Vec<Example>, PipelineError> {
     let view = table.view();
     let mut rows: BTreeMap<u64, std::ops::Range<usize>> = view.examples().collect();
@@ -316,7 +355,10 @@ pub fn apply(
             // The first token of a text has nothing before it that could predict it.
             let scored = example.trainable[position] && position > 0;
             match chosen {
-                Some(weight) => example.weights[position] *= weight,
+                Some(chosen) => {
+                    let weight = &mut example.weights[position];
+                    *weight = weighting.combine(*weight, *chosen);
+                }
                 None if scored => {
                     return Err(stranger(
                         example.id,
@@ -333,7 +375,7 @@ pub fn apply(
     if let Some((example, _)) = rows.pop_first() {
         return Err(stranger(example, "the data has no such row"));
     }
-    if total <= 0.0 {
+    if weighting == Weighting::Loss && total <= 0.0 {
         return Err(keeps_nothing(strategy, view.n_tokens()));
     }
     Ok(examples)
@@ -394,7 +436,10 @@ pub fn select_offline(
         })
         .collect();
     let table = join(&scored)?;
-    let weights = weigh(&table, &components, &selection.strategy, seed)?;
+    let weights = weigh(&table, &components, &selection.strategy, 1.0, seed)?;
+    if weights.kept() == 0 {
+        return Err(keeps_nothing(&selection.strategy, table.view().n_tokens()));
+    }
     let meta = tables.first().map(|(_, _, meta)| meta.clone());
     let meta = meta.expect("join has refused an empty list");
     store::write_selection(out, &table, &weights, &meta).map_err(&error)?;

@@ -9,7 +9,8 @@ use std::{
 use candle_core::Device;
 use serde_json::Value;
 use t3s_core::{
-    AttentionPattern, DecodeRule, DecoderSpec, Fingerprint, HfConfig, ModelAdapter, Objective,
+    ComponentError, DecodeRule, DecoderSpec, Fingerprint, HfConfig, ModelAdapter, Objective,
+    Weighting,
     plan::{DataPlan, DeviceChoice, StudentPlan, TrainPlan},
     registry::{Kind, Registry},
 };
@@ -53,15 +54,29 @@ impl Student {
             source,
         };
         let spec = adapter.decoder(&config).map_err(component)?;
-        let decode = adapter.decode(&plan.decode).map_err(component)?;
-        adapter.objective(&plan.objective).map_err(component)?;
+        let mut plan = plan.clone();
+        let decided = adapter.options(&config).map_err(component)?;
+        for (own, decided) in [
+            (&mut plan.objective, decided.objective),
+            (&mut plan.decode, decided.decode),
+        ] {
+            for (key, value) in decided {
+                own.entry(key).or_insert(value);
+            }
+        }
+        let decode = adapter
+            .decode(&plan.decode)
+            .map_err(refused("student.decode", &adapter_name))?;
+        adapter
+            .objective(&plan.objective)
+            .map_err(refused("student.objective", &adapter_name))?;
         Ok(Self {
             path: plan.path.clone(),
             adapter_name,
             spec,
             decode,
             device: open_device(device)?,
-            plan: plan.clone(),
+            plan,
             adapter,
         })
     }
@@ -71,32 +86,20 @@ impl Student {
     /// # Errors
     /// When the adapter refuses the options, which [`Student::open`] has tried.
     pub fn objective(&self) -> Result<Box<dyn Objective>, PipelineError> {
-        self.adapter
-            .objective(&self.plan.objective)
-            .map_err(|source| PipelineError::Component {
-                component: format!("student.objective: model adapter {:?}", self.adapter_name),
-                source,
-            })
+        self.fresh_objective()
+            .map_err(refused("student.objective", &self.adapter_name))
     }
 
-    /// Refuses a family that corrupts its input. Scoring draws once, so it would see only the tokens
-    /// that this draw masked, and plain fine-tuning would read the data's weight 1 as "always masked".
+    pub(crate) fn fresh_objective(&self) -> Result<Box<dyn Objective>, ComponentError> {
+        self.adapter.objective(&self.plan.objective)
+    }
+
+    /// What a token's weight means to the training objective.
     ///
     /// # Errors
-    /// When rows do not see exactly what is before them.
-    pub fn expect_causal(&self, what: &str) -> Result<(), PipelineError> {
-        if self.objective()?.attention() == AttentionPattern::Causal {
-            return Ok(());
-        }
-        Err(PipelineError::plan(
-            "student.path",
-            format!(
-                "{}: {what} needs a family that predicts every token from what is before it; of \
-                 models of the family {:?} only t3s eval and t3s grads can make use yet",
-                self.path.display(),
-                self.adapter_name
-            ),
-        ))
+    /// As [`Student::objective`].
+    pub fn weighting(&self) -> Result<Weighting, PipelineError> {
+        self.objective().map(|objective| objective.weighting())
     }
 
     /// The options of the adapter, as JSON: part of what a token store is made under.
@@ -212,6 +215,19 @@ pub fn init_student(
     let params = init_params(&spec, seed, &Device::Cpu).map_err(&error)?;
     checkpoint::create(out, &params, &table.0, tokenizer).map_err(&error)?;
     Ok(spec)
+}
+
+/// What an adapter says to the options in the plan's table `table`, under the key it is about.
+fn refused(table: &str, adapter: &str) -> impl Fn(ComponentError) -> PipelineError {
+    move |error| {
+        let (key, message) = match &error {
+            ComponentError::Options { key, message } if !key.is_empty() => {
+                (format!("{table}.{key}"), message.clone())
+            }
+            _ => (table.to_owned(), error.to_string()),
+        };
+        PipelineError::plan(key, format!("{message} (model adapter {adapter:?})"))
+    }
 }
 
 /// Whether `folder` holds a PEFT adapter and not a whole model.

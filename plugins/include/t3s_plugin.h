@@ -21,9 +21,10 @@
 
 /*
  A plugin loads where its own is not larger. 0: signals and strategies. 1: model adapters, whose
- part of the interface is not frozen yet.
+ part of the interface is not frozen yet. 2: objectives say what a weight means, and are told of
+ strata and of corruptions that the data fixes.
  */
-#define T3S_ABI_MINOR 1
+#define T3S_ABI_MINOR 2
 
 /*
  [`T3sPlugin::flags`]: built so that a fault in it ends the host; it is refused.
@@ -207,7 +208,7 @@ typedef struct {
    */
   const uint8_t *trainable;
   /*
-   `[n_tokens]`: in 0..=1.
+   `[n_tokens]`: what `weighting` says, see [`T3sComponent::objective`].
    */
   const float *weights;
   /*
@@ -218,6 +219,16 @@ typedef struct {
    How often the run has corrupted its examples before.
    */
   uint64_t draw;
+  /*
+   Since 1.2: 0; or into how many equal parts the range of the mask ratio is cut, of which this
+   draw takes part number `draw`.
+   */
+  uint64_t strata;
+  /*
+   Since 1.2: null, or `[n_tokens]`: what is read in place of `ids` in an example whose corruption
+   the data fixes; 0xffffffff throughout any other example.
+   */
+  const uint32_t *noisy_ids;
 } T3sExamples;
 
 /*
@@ -315,12 +326,16 @@ typedef struct {
   /*
    Adapters, since 1.1: answers a request, both JSON. `{"ask": "claims", "config": {...}}`:
    `true` or `false`. `{"ask": "decoder", "config": {...}}`: a decoder's geometry and tensor
-   names. `{"ask": "decode", "options": {...}}`: `{"kind": "left-to-right"}`.
+   names. `{"ask": "decode", "options": {...}}`: `{"kind": "left-to-right"}`. Since 1.2
+   `{"ask": "options", "config": {...}}`: the options that the config decides,
+   `{"objective": {...}, "decode": {...}}`.
    */
   int32_t (*adapt)(const void *instance, T3sStr request, T3sText *answer, T3sText *error);
   /*
    Adapters, since 1.1: makes the training objective from its options, and says as JSON which
-   rows see which, e.g. `{"kind": "causal"}`.
+   rows see which, e.g. `{"kind": "causal"}`; and, since 1.2, what the weight of a token means:
+   `"weighting": "loss"`, as where nothing is said, what its loss is multiplied by;
+   `"weighting": "forced-mask"`, the chance that it is masked whatever the random mask says.
    */
   int32_t (*objective)(const void *instance,
                        T3sStr options,

@@ -9,7 +9,7 @@ use t3s_core::{
 #[test]
 fn with_default_options() {
     let linked = Registry::linked().expect("no clash");
-    for (kind, expected) in [(Kind::Signal, 10), (Kind::Strategy, 20)] {
+    for (kind, expected) in [(Kind::Signal, 10), (Kind::Strategy, 21)] {
         match laws::registry(&linked, kind) {
             Ok(count) => assert_eq!(count, expected, "{kind}"),
             Err(broken) => panic!("{broken}"),
@@ -29,6 +29,7 @@ fn with_other_options() {
             "signal = 'entropy@base'\nthreshold = 1.0",
         ),
         (Kind::Strategy, "inverse-t3s", "threshold = -0.5"),
+        (Kind::Strategy, "yet-to-learn", "tau = 0.0"),
         (
             Kind::Strategy,
             "static-confidence",

@@ -1,5 +1,6 @@
 //! The dumped reference `golden/qwen3-tiny` (transformers' Qwen3 in float32) through the program:
-//! `t3s score` and `t3s grads` on a folder that holds its weights.
+//! `t3s score` and `t3s grads` on a folder that holds its weights; and the reference of LLaDA 2.0,
+//! with the corruption that its dump was made with.
 
 #[expect(dead_code, reason = "used in part")]
 mod support;
@@ -137,4 +138,97 @@ fn scores_are_those_of_the_reference() {
             assert!(worst <= bound, "{column}: {worst:e}");
         }
     }
+}
+
+/// Our own transcription of LLaDA 2.0 as a model folder, and its corrupted rows.
+fn masked_reference(world: &World) -> BTreeMap<String, Vec<f64>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/llada2-tiny");
+    let golden = read(&folder.join("golden.safetensors"));
+    fs::create_dir_all(world.path("masked")).unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        fs::copy(folder.join(name), world.path("masked").join(name)).unwrap();
+    }
+    // The rows are tokenised, but a folder has a tokenizer; one that fits 96 ids.
+    let ids: Vec<u64> = (0..94).collect();
+    let vocab: BTreeMap<String, u64> = ids.iter().map(|id| (format!("<{id}>"), *id)).collect();
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+        "normalizer": null, "pre_tokenizer": null, "post_processor": null, "decoder": null,
+        "model": { "type": "WordLevel", "vocab": vocab, "unk_token": "<0>" },
+    });
+    world.write("masked/tokenizer.json", tokenizer.to_string());
+    world.write("masked/tokenizer_config.json", "{}");
+    let rows: Vec<String> = golden["clean_ids"]
+        .chunks(44)
+        .zip(golden["noisy_ids"].chunks(44))
+        .map(|(clean, noisy)| {
+            let ids = |ids: &[f64]| ids.iter().map(|id| *id as u64).collect::<Vec<u64>>();
+            let row = json!({
+                "input_ids": ids(clean), "noisy_ids": ids(noisy), "prompt_length": 0,
+            });
+            row.to_string()
+        })
+        .collect();
+    world.write("noisy.jsonl", rows.join("\n"));
+    golden
+}
+
+#[test]
+fn a_corruption_that_the_data_fixes_is_that_of_the_reference() {
+    let world = World::new();
+    let golden = masked_reference(&world);
+    let block = ["--student", "objective.block=8", "--data", "noisy.jsonl"];
+    for pack in [&[][..], &["--pack"][..]] {
+        let args = ["grads", "masked", "--out", "g.safetensors"];
+        world.t3s(&[&args[..], &block[..], pack].concat()).good();
+        let found = read(&world.path("g.safetensors"));
+        assert!(relative(&found["loss"], &golden["loss"]) <= 1e-5);
+        let wanted: BTreeMap<&str, &Vec<f64>> = golden
+            .iter()
+            .filter_map(|(name, values)| Some((name.strip_prefix("grad.")?, values)))
+            .collect();
+        assert!(wanted.len() > 30, "{}", wanted.len());
+        for (name, wanted) in &wanted {
+            let error = relative(&found[*name], wanted);
+            assert!(error <= 2e-4, "{name}: {error:e}");
+        }
+        assert_eq!(wanted.len() + 1, found.len());
+    }
+    for batch_tokens in ["44", "8192"] {
+        let args = [
+            "score",
+            "masked",
+            "--out",
+            "s.parquet",
+            "--batch-tokens",
+            batch_tokens,
+        ];
+        world.t3s(&[&args[..], &block[..]].concat()).good();
+        let (table, meta) = t3s_data::store::read_table(&world.path("s.parquet")).unwrap();
+        assert_eq!(meta.estimator, "corruptions, 128 draws, seed 0");
+        let masked: Vec<f64> = golden["target_logp"]
+            .iter()
+            .zip(golden["noisy_ids"].iter().zip(&golden["clean_ids"]))
+            .filter(|(_, (noisy, clean))| noisy != clean)
+            .map(|(logp, _)| *logp)
+            .collect();
+        let found = table.view().column("logp").unwrap().to_vec();
+        assert_eq!(found.len(), masked.len());
+        let errors = found
+            .iter()
+            .zip(&masked)
+            .map(|(f, w)| (f64::from(*f) - w).abs());
+        let worst = errors.fold(0.0, f64::max);
+        assert!(worst <= 5e-5, "{worst:e}");
+    }
+    // An autoregressive student corrupts nothing.
+    let args = [
+        "grads",
+        "student",
+        "--data",
+        "noisy.jsonl",
+        "--out",
+        "g.safetensors",
+    ];
+    assert!(world.t3s(&args).failed(2).contains("noisy_ids"));
 }

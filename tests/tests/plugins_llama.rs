@@ -5,7 +5,7 @@ use std::{env, fs, path::Path};
 
 use candle_core::{Device, Tensor};
 use t3s_core::{
-    ExampleBatch, HfConfig, ModelAdapter, ModelBatch,
+    Draw, ExampleBatch, HfConfig, ModelAdapter, ModelBatch,
     plan::sections::Recompute,
     plugin,
     registry::{Kind, Registry},
@@ -78,6 +78,7 @@ fn a_loaded_adapter_matches_transformers() {
         ids: &ids,
         trainable: &vec![true; n],
         weights: &vec![1.0; n],
+        noisy_ids: &[],
     };
     // The plugin's objective prepares the rows, across the boundary.
     let objective = adapter
@@ -85,11 +86,11 @@ fn a_loaded_adapter_matches_transformers() {
         .unwrap_or_else(|e| panic!("{e}"));
     let mut rows = ModelBatch::default();
     objective
-        .prepare(&batch, 0, 0, &mut rows)
+        .prepare(&batch, Draw::default(), &mut rows)
         .unwrap_or_else(|e| panic!("{e}"));
     let linked = t3s_core::objective::NextToken;
     let mut expected = ModelBatch::default();
-    t3s_core::Objective::prepare(&linked, &batch, 0, 0, &mut expected).unwrap();
+    t3s_core::Objective::prepare(&linked, &batch, Draw::default(), &mut expected).unwrap();
     assert_eq!(rows, expected);
 
     let (hidden, _) = decoder

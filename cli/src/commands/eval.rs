@@ -16,7 +16,7 @@ pub fn run(args: &EvalArgs, display: &Display) -> Result<(), Failure> {
         extract: args.extract.clone(),
         compare: args.compare,
     };
-    let subject = super::subject(&args.model, &args.data, grader);
+    let subject = super::subject(&args.model, &args.data, grader)?;
     let plan = EvalPlan {
         data: args.data.data.clone(),
         format: args.data.format,

@@ -7,7 +7,7 @@ use crate::{args::GradsArgs, display::Display, failure::Failure, interrupt::on_c
 
 /// Writes gradients.
 pub fn run(args: &GradsArgs, display: &Display) -> Result<(), Failure> {
-    let subject = super::subject(&args.model, &args.data, GraderPlan::default());
+    let subject = super::subject(&args.model, &args.data, GraderPlan::default())?;
     let plan = GradientsPlan {
         normaliser: args.normaliser,
         packing: args.pack,

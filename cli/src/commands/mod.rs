@@ -18,9 +18,10 @@ mod tokenizer;
 use std::path::PathBuf;
 
 use t3s_core::{
-    plan::{self, DataPlan, GraderPlan, Loaded},
+    plan::{self, DataPlan, GraderPlan, Loaded, StudentPlan},
     plugin as loader,
     registry::Registry,
+    toml::{Table, Value},
 };
 use t3s_pipeline::offline::Subject;
 
@@ -75,10 +76,38 @@ fn load(args: &PlanArgs) -> Result<Loaded, Failure> {
     Ok(loaded)
 }
 
-fn subject(model: &ModelArgs, data: &DataArgs, grader: GraderPlan) -> Subject {
-    Subject {
+/// `KEY=VALUE`; a bare word is a text, as on the command line of `t3s run`.
+fn key_value(text: &str) -> Option<(&str, Value)> {
+    let (key, value) = text.split_once('=')?;
+    let value = format!("v = {value}")
+        .parse::<Table>()
+        .ok()
+        .and_then(|mut table| table.remove("v"))
+        .unwrap_or_else(|| Value::String(value.to_owned()));
+    Some((key, value))
+}
+
+/// # Errors
+/// When a `--student` is no option of the family.
+fn subject(model: &ModelArgs, data: &DataArgs, grader: GraderPlan) -> Result<Subject, Failure> {
+    let path = model.base.as_ref().unwrap_or(&model.model);
+    let mut student = StudentPlan::new(path.clone());
+    for text in &model.student {
+        let split = key_value(text).and_then(|(key, value)| Some((key.split_once('.')?, value)));
+        match split {
+            Some((("objective", key), value)) => student.objective.insert(key.to_owned(), value),
+            Some((("decode", key), value)) => student.decode.insert(key.to_owned(), value),
+            _ => {
+                return Err(Failure::usage(format!(
+                    "--student {text}: write objective.KEY=VALUE or decode.KEY=VALUE, e.g. \
+                     objective.block=8"
+                )));
+            }
+        };
+    }
+    Ok(Subject {
         model: model.model.clone(),
-        base: model.base.clone(),
+        student,
         data: DataPlan {
             format: data.format,
             max_tokens: data.max_tokens,
@@ -89,5 +118,5 @@ fn subject(model: &ModelArgs, data: &DataArgs, grader: GraderPlan) -> Subject {
         },
         grader,
         device: model.device.clone(),
-    }
+    })
 }

@@ -1,7 +1,7 @@
 //! `t3s score`: a token store without a plan.
 
 use t3s_core::plan::GraderPlan;
-use t3s_engine::{Columns, head::SketchSpec};
+use t3s_engine::{Columns, Scoring, head::SketchSpec};
 use t3s_pipeline::offline::{Session, score_file};
 
 use crate::{
@@ -13,20 +13,26 @@ use crate::{
 
 /// Scores a data file.
 pub fn run(args: &ScoreArgs, display: &Display) -> Result<(), Failure> {
-    let subject = super::subject(&args.model, &args.data, GraderPlan::default());
-    let columns = Columns {
-        sketch: (args.sketch_width > 0).then_some(SketchSpec {
-            width: args.sketch_width,
-            seed: args.seed,
-        }),
-        ..Columns::SCALARS
+    let subject = super::subject(&args.model, &args.data, GraderPlan::default())?;
+    let how = Scoring {
+        columns: Columns {
+            sketch: (args.sketch_width > 0).then_some(SketchSpec {
+                width: args.sketch_width,
+                seed: args.seed,
+            }),
+            ..Columns::SCALARS
+        },
+        batch_tokens: args.batch_tokens,
+        estimator: args.estimator,
+        draws: args.draws,
+        seed: args.seed,
     };
     let session = Session {
         registry: &super::registry(&args.model.plugins)?,
         observer: display,
         interrupt: &on_ctrl_c()?,
     };
-    let report = score_file(&subject, &columns, args.batch_tokens, &args.out, session)?;
+    let report = score_file(&subject, &how, &args.out, session)?;
     display.result(&report, || {
         println!(
             "{} response tokens of {} examples, mean log-probability {:.4} nats, {}",

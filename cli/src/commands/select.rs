@@ -62,15 +62,9 @@ fn set(
     options: &mut Table,
     signals: &mut BTreeMap<String, SignalPlan>,
 ) -> Result<(), Failure> {
-    let (key, value) = text.split_once('=').ok_or_else(|| {
+    let (key, value) = super::key_value(text).ok_or_else(|| {
         Failure::usage(format!("--set {text}: write KEY=VALUE, e.g. threshold=0.1"))
     })?;
-    // A bare word is a text, as on the command line of `t3s run`.
-    let value = format!("v = {value}")
-        .parse::<Table>()
-        .ok()
-        .and_then(|mut table| table.remove("v"))
-        .unwrap_or_else(|| Value::String(value.to_owned()));
     match key.split('.').collect::<Vec<_>>().as_slice() {
         [option] => {
             options.insert((*option).to_owned(), value);

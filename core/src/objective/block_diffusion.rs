@@ -1,7 +1,7 @@
 //! Block diffusion (arXiv 2503.09573) as LLaDA 2.0 is trained (arXiv 2512.15745).
 
 use super::{
-    AttentionPattern, Corruption, ExampleBatch, ModelBatch, NO_TARGET, Objective,
+    AttentionPattern, Corruption, Draw, ExampleBatch, ModelBatch, NO_TARGET, Objective, Weighting,
     masked_diffusion::extended,
 };
 use crate::ComponentError;
@@ -52,11 +52,14 @@ impl Objective for BlockDiffusion {
         }
     }
 
+    fn weighting(&self) -> Weighting {
+        Weighting::ForcedMask
+    }
+
     fn prepare(
         &self,
         batch: &ExampleBatch<'_>,
-        seed: u64,
-        draw: u64,
+        draw: Draw,
         out: &mut ModelBatch,
     ) -> Result<(), ComponentError> {
         self.corruption.check_text(batch)?;
@@ -71,7 +74,9 @@ impl Objective for BlockDiffusion {
             false => &[false],
         };
         for (tokens, example) in batch.offsets.windows(2).zip(batch.example_ids) {
-            let draws = self.corruption.draws(*example, seed, draw);
+            let draws = self
+                .corruption
+                .draws(batch, *example, tokens[0]..tokens[1], draw);
             let n = extended(batch, tokens[0]..tokens[1], multiple);
             let token = |position: u32| (tokens[0] + position).min(tokens[1] - 1);
             for complement in views {

@@ -1,6 +1,8 @@
 //! Masked diffusion with full attention (LLaDA, arXiv 2502.09992).
 
-use super::{AttentionPattern, Corruption, ExampleBatch, ModelBatch, NO_TARGET, Objective};
+use super::{
+    AttentionPattern, Corruption, Draw, ExampleBatch, ModelBatch, NO_TARGET, Objective, Weighting,
+};
 use crate::ComponentError;
 
 /// Row `j` predicts token `j` where it is masked; every row sees every row of its example.
@@ -19,18 +21,23 @@ impl Objective for MaskedDiffusion {
         AttentionPattern::Bidirectional
     }
 
+    fn weighting(&self) -> Weighting {
+        Weighting::ForcedMask
+    }
+
     fn prepare(
         &self,
         batch: &ExampleBatch<'_>,
-        seed: u64,
-        draw: u64,
+        draw: Draw,
         out: &mut ModelBatch,
     ) -> Result<(), ComponentError> {
         self.corruption.check_text(batch)?;
         out.clear();
         out.offsets.push(0);
         for (tokens, example) in batch.offsets.windows(2).zip(batch.example_ids) {
-            let draws = self.corruption.draws(*example, seed, draw);
+            let draws = self
+                .corruption
+                .draws(batch, *example, tokens[0]..tokens[1], draw);
             let n = extended(batch, tokens[0]..tokens[1], self.pad_to_multiple_of);
             for position in 0..n {
                 let token = (tokens[0] + position).min(tokens[1] - 1);

@@ -4,16 +4,21 @@ mod block_diffusion;
 mod corruption;
 mod masked_diffusion;
 mod next_token;
+mod weighting;
 
 pub use block_diffusion::BlockDiffusion;
 pub use corruption::{Corruption, LossWeight, RatioRange};
 pub use masked_diffusion::MaskedDiffusion;
 pub use next_token::NextToken;
+pub use weighting::Weighting;
 
 use crate::ComponentError;
 
 /// A row of a [`ModelBatch`] that is trained on nothing.
 pub const NO_TARGET: u32 = u32::MAX;
+
+/// In [`ExampleBatch::noisy_ids`], every token of an example whose corruption the objective draws.
+pub const DRAWN: u32 = u32::MAX;
 
 /// Which tokens see which, inside one example. Examples never see each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -52,9 +57,44 @@ pub struct ExampleBatch<'a> {
     pub ids: &'a [u32],
     /// `[tokens]`: the mask; only these tokens may become targets.
     pub trainable: &'a [bool],
-    /// `[tokens]`: in `[0, 1]`; the loss weight (autoregressive) or the chance of being always
-    /// masked (diffusion).
+    /// `[tokens]`: what [`Objective::weighting`] says.
     pub weights: &'a [f32],
+    /// `[tokens]`, or empty where no example has them: what is read in place of `ids` in an example
+    /// whose corruption the data fixes; [`DRAWN`] throughout any other example.
+    pub noisy_ids: &'a [u32],
+}
+
+impl ExampleBatch<'_> {
+    /// Whether the data fixes the corruption of the example that begins at token `start`.
+    pub fn is_fixed(&self, start: u32) -> bool {
+        let first = self.noisy_ids.get(start as usize);
+        first.is_some_and(|id| *id != DRAWN)
+    }
+}
+
+/// Which corruption of the examples is meant.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Draw {
+    /// Of every random stream.
+    pub seed: u64,
+    /// How often the examples were corrupted before (an epoch), so that every time draws anew and a
+    /// resumed run draws the same.
+    pub number: u64,
+    /// 0; or into how many equal parts the range of the mask ratio is cut, of which draw `number`
+    /// takes the one with its number, so that `strata` draws cover the range evenly.
+    pub strata: u64,
+}
+
+impl Draw {
+    /// Corruption `number` of a run with this seed.
+    pub fn new(seed: u64, number: u64) -> Self {
+        let strata = 0;
+        Self {
+            seed,
+            number,
+            strata,
+        }
+    }
 }
 
 /// What the model reads and what each row of logits is trained on.
@@ -97,21 +137,22 @@ impl ModelBatch {
 }
 
 /// Turns examples into rows: the family's corruption, alignment and weighting, as a pure function
-/// of (tokens, weights, seed, draw). No method has a default.
+/// of (tokens, weights, draw). No method has a default.
 pub trait Objective: Send + Sync {
     /// Which tokens see which.
     fn attention(&self) -> AttentionPattern;
 
-    /// Fills `out` from `batch`. `draw` counts how often the run has corrupted an example (its
-    /// epoch), so that every epoch draws anew and a resumed run draws the same.
+    /// What a token's weight means.
+    fn weighting(&self) -> Weighting;
+
+    /// Fills `out` from `batch`.
     ///
     /// # Errors
     /// When the batch cannot be corrupted, e.g. the mask token's id is part of the text.
     fn prepare(
         &self,
         batch: &ExampleBatch<'_>,
-        seed: u64,
-        draw: u64,
+        draw: Draw,
         out: &mut ModelBatch,
     ) -> Result<(), ComponentError>;
 }

@@ -1,11 +1,11 @@
 //! Autoregressive training.
 
-use super::{AttentionPattern, ExampleBatch, ModelBatch, NO_TARGET, Objective};
+use super::{AttentionPattern, Draw, ExampleBatch, ModelBatch, NO_TARGET, Objective, Weighting};
 use crate::ComponentError;
 
 /// Next-token prediction: row `j - 1` predicts token `j` of the same example.
 ///
-/// `[ar-loss]` in docs/equations.md. Nothing is corrupted, so `seed` and `draw` are not read.
+/// `[ar-loss]` in docs/equations.md. Nothing is corrupted, so `draw` is not read.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NextToken;
 
@@ -14,13 +14,24 @@ impl Objective for NextToken {
         AttentionPattern::Causal
     }
 
+    fn weighting(&self) -> Weighting {
+        Weighting::Loss
+    }
+
     fn prepare(
         &self,
         batch: &ExampleBatch<'_>,
-        _seed: u64,
-        _draw: u64,
+        _draw: Draw,
         out: &mut ModelBatch,
     ) -> Result<(), ComponentError> {
+        for (start, id) in batch.offsets.iter().zip(batch.example_ids) {
+            if batch.is_fixed(*start) {
+                return Err(ComponentError::Failed(format!(
+                    "example {id} has noisy_ids, but next-token prediction corrupts nothing; remove \
+                     the field, or train a family that masks its input"
+                )));
+            }
+        }
         out.clear();
         out.input_ids.extend_from_slice(batch.ids);
         out.offsets.extend_from_slice(batch.offsets);
@@ -43,6 +54,7 @@ impl Objective for NextToken {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::objective::DRAWN;
 
     #[test]
     fn next_token_never_predicts_across_examples() -> Result<(), ComponentError> {
@@ -52,13 +64,21 @@ mod tests {
             ids: &[10, 11, 12, 20, 21],
             trainable: &[false, true, true, true, true],
             weights: &[1.0, 0.5, 1.0, 1.0, 0.25],
+            noisy_ids: &[],
         };
         let mut out = ModelBatch::default();
-        NextToken.prepare(&batch, 0, 0, &mut out)?;
+        NextToken.prepare(&batch, Draw::default(), &mut out)?;
         assert_eq!(out.input_ids, batch.ids);
         assert_eq!(out.positions, [0, 1, 2, 0, 1]);
         assert_eq!(out.target_pos, [1, 2, NO_TARGET, 4, NO_TARGET]);
         assert_eq!(out.weights, [0.5, 1.0, 0.0, 0.25, 0.0]);
+        let corrupted = ExampleBatch {
+            noisy_ids: &[DRAWN, DRAWN, DRAWN, 20, 7],
+            ..batch
+        };
+        let refused = NextToken.prepare(&corrupted, Draw::default(), &mut out);
+        let message = refused.expect_err("noisy ids").to_string();
+        assert!(message.contains("example 9"), "{message}");
         Ok(())
     }
 }

@@ -31,6 +31,7 @@ struct Columns {
     ids: Vec<u32>,
     trainable: Vec<bool>,
     weights: Vec<f32>,
+    noisy_ids: Vec<u32>,
 }
 
 impl Columns {
@@ -42,6 +43,7 @@ impl Columns {
             ids: Vec::new(),
             trainable: Vec::new(),
             weights: Vec::new(),
+            noisy_ids: Vec::new(),
         };
         for (e, (p, r)) in lengths.iter().enumerate() {
             out.example_ids.push(7 + e as u64);
@@ -62,13 +64,14 @@ impl Columns {
             ids: &self.ids,
             trainable: &self.trainable,
             weights: &self.weights,
+            noisy_ids: &self.noisy_ids,
         }
     }
 
     fn prepare(&self, objective: &dyn Objective, seed: u64, draw: u64) -> ModelBatch {
         let mut out = ModelBatch::default();
         objective
-            .prepare(&self.batch(), seed, draw, &mut out)
+            .prepare(&self.batch(), Draw::new(seed, draw), &mut out)
             .expect("a valid batch");
         out
     }
@@ -81,7 +84,8 @@ impl Columns {
             offsets: vec![0, tokens.len() as u32],
             ids: self.ids[tokens.clone()].to_vec(),
             trainable: self.trainable[tokens.clone()].to_vec(),
-            weights: self.weights[tokens].to_vec(),
+            weights: self.weights[tokens.clone()].to_vec(),
+            noisy_ids: self.noisy_ids.get(tokens).unwrap_or_default().to_vec(),
         }
     }
 }
@@ -241,7 +245,11 @@ fn what_cannot_be_corrupted_is_refused() {
     columns.ids[2] = MASK;
     for objective in objectives() {
         let error = objective
-            .prepare(&columns.batch(), 0, 0, &mut ModelBatch::default())
+            .prepare(
+                &columns.batch(),
+                Draw::default(),
+                &mut ModelBatch::default(),
+            )
             .expect_err("refused");
         let message = error.to_string();
         assert!(message.contains("example 7, position 2"), "{message}");
@@ -250,11 +258,97 @@ fn what_cannot_be_corrupted_is_refused() {
     columns.weights[3] = 1.5;
     for objective in objectives() {
         let mut out = ModelBatch::default();
-        assert!(objective.prepare(&columns.batch(), 0, 0, &mut out).is_err());
+        assert!(
+            objective
+                .prepare(&columns.batch(), Draw::default(), &mut out)
+                .is_err()
+        );
     }
     assert!(blocks(0, false).check().is_err());
     assert!(blocks(4, true).check().is_ok());
     for (low, high) in [(0.0, 0.5), (0.6, 0.5), (0.5, 1.1), (f64::NAN, 0.5)] {
         assert!(corruption(low, high, LossWeight::One).check().is_err());
+    }
+}
+
+#[test]
+fn strata_cover_the_range_of_the_ratio() {
+    // Long enough that the masked share tells the ratio to 0.025.
+    let columns = Columns::new(&[(0, 10_000)], &[0.0]);
+    let objective = blocks(8, false);
+    for number in 0..5 {
+        let mut out = ModelBatch::default();
+        let draw = Draw {
+            strata: 5,
+            ..Draw::new(3, number)
+        };
+        objective
+            .prepare(&columns.batch(), draw, &mut out)
+            .expect("a valid batch");
+        let masked = out.input_ids[..10_000].iter().filter(|id| **id == MASK);
+        let share = masked.count() as f64 / 10_000.0;
+        let low = 0.3 + 0.1 * number as f64;
+        assert!(
+            (low - 0.025..low + 0.125).contains(&share),
+            "{number}: {share}"
+        );
+    }
+}
+
+/// One example of which the data masks the positions 2 and 5, beside one whose mask is drawn.
+fn fixed() -> Columns {
+    let mut columns = Columns::new(&[(2, 4), (1, 3)], &[1.0]);
+    columns.noisy_ids = columns.ids.clone();
+    columns.noisy_ids[2] = MASK;
+    columns.noisy_ids[5] = MASK;
+    columns.noisy_ids[6..].fill(DRAWN);
+    columns
+}
+
+#[test]
+fn the_data_may_fix_the_corruption() {
+    let columns = fixed();
+    for objective in objectives() {
+        let one = columns.prepare(&*objective, 1, 0);
+        // The weights force the second example, and not the first.
+        assert_eq!(one.input_ids[..6], columns.noisy_ids[..6]);
+        let second = one.offsets[1] as usize;
+        assert_eq!(one.input_ids[second + 1..second + 4], [MASK; 3]);
+        let two = columns.prepare(&*objective, 9, 4);
+        assert_eq!(one.input_ids[..6], two.input_ids[..6]);
+        assert_eq!(one.weights[..6], two.weights[..6]);
+    }
+    let half = MaskedDiffusion {
+        corruption: corruption(1e-3, 1.0, LossWeight::InverseRatio),
+        pad_to_multiple_of: 4,
+    };
+    let out = columns.prepare(&half, 1, 0);
+    assert_eq!(out.weights[2], 2.0, "2 of 4 are masked");
+    assert_eq!(out.input_ids[6..8], [MASK; 2], "copies of the last token");
+}
+
+#[test]
+fn noise_that_is_no_mask_is_refused() {
+    for (position, id, what) in [
+        (3, 7, "is 7, neither"),
+        (0, MASK, "masks a token of the prompt"),
+    ] {
+        let mut columns = fixed();
+        columns.noisy_ids[position] = id;
+        for objective in objectives() {
+            let error = objective
+                .prepare(
+                    &columns.batch(),
+                    Draw::default(),
+                    &mut ModelBatch::default(),
+                )
+                .expect_err("refused");
+            let message = error.to_string();
+            assert!(message.contains(what), "{message}");
+            assert!(
+                message.contains(&format!("position {position}")),
+                "{message}"
+            );
+        }
     }
 }

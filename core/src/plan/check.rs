@@ -48,6 +48,7 @@ pub(super) fn check(plan: &RunPlan, report: &mut dyn FnMut(&str, Problem)) {
     check.generate("bottleneck.generate", &bottleneck.generate);
 
     check.whole("score.batch_tokens", plan.score.batch_tokens as u64);
+    check.whole("score.draws", u64::from(plan.score.draws));
 
     check.whole("eval.samples", plan.eval.samples as u64);
     check.text("eval.fields.question", &plan.eval.fields.question);

@@ -388,6 +388,11 @@ pub struct ScorePlan {
     pub sketch_width: usize,
     /// Tokens per forward pass.
     pub batch_tokens: usize,
+    /// How tokens are scored by a student that masks its input. One that reads everything before a
+    /// token scores it exactly, in one pass.
+    pub estimator: Estimator,
+    /// Corruptions of each example that `corruptions` draws.
+    pub draws: u32,
 }
 
 impl Default for ScorePlan {
@@ -395,8 +400,24 @@ impl Default for ScorePlan {
         Self {
             sketch_width: 0,
             batch_tokens: 8192,
+            estimator: Estimator::default(),
+            // What LLaDA (arXiv 2502.09992) draws for an estimate of a likelihood.
+            draws: 128,
         }
     }
+}
+
+/// How a token is scored by a student that masks its input.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Estimator {
+    /// The mean over the corruptions that mask the token (`[confidence-draws]` in docs/equations.md).
+    /// Each draw takes the ratio from another part of its range; all checkpoints see the same draws.
+    #[default]
+    Corruptions,
+    /// Exactly, in one pass: given every earlier block, the token's own block being masked whole
+    /// (`[confidence-block]` in docs/equations.md). For block diffusion only.
+    BlockCausal,
 }
 
 /// `[signals.ID]`: a signal under a name of its own.

@@ -1,4 +1,4 @@
-//! The C interface between T3S and a plugin, version 1.1. `plugins/include/t3s_plugin.h` is made from
+//! The C interface between T3S and a plugin, version 1.2. `plugins/include/t3s_plugin.h` is made from
 //! this file, so its comments speak to C programmers too.
 //!
 //! A plugin is a shared library that exports one data symbol, `t3s_plugin`, of type [`T3sPlugin`].
@@ -18,8 +18,9 @@ pub const T3S_MAGIC: u64 = 0x3147_554C_5053_3354;
 /// A plugin loads where this is equal.
 pub const T3S_ABI_MAJOR: u32 = 1;
 /// A plugin loads where its own is not larger. 0: signals and strategies. 1: model adapters, whose
-/// part of the interface is not frozen yet.
-pub const T3S_ABI_MINOR: u32 = 1;
+/// part of the interface is not frozen yet. 2: objectives say what a weight means, and are told of
+/// strata and of corruptions that the data fixes.
+pub const T3S_ABI_MINOR: u32 = 2;
 
 /// [`T3sPlugin::flags`]: built so that a fault in it ends the host; it is refused.
 pub const T3S_FLAG_ABORTS: u32 = 1;
@@ -126,12 +127,18 @@ pub struct T3sExamples {
     pub ids: *const u32,
     /// `[n_tokens]`: 1 where the token may become a target, else 0.
     pub trainable: *const u8,
-    /// `[n_tokens]`: in 0..=1.
+    /// `[n_tokens]`: what `weighting` says, see [`T3sComponent::objective`].
     pub weights: *const f32,
     /// The run's seed.
     pub seed: u64,
     /// How often the run has corrupted its examples before.
     pub draw: u64,
+    /// Since 1.2: 0; or into how many equal parts the range of the mask ratio is cut, of which this
+    /// draw takes part number `draw`.
+    pub strata: u64,
+    /// Since 1.2: null, or `[n_tokens]`: what is read in place of `ids` in an example whose corruption
+    /// the data fixes; 0xffffffff throughout any other example.
+    pub noisy_ids: *const u32,
 }
 
 /// What the model reads and what each row is trained on: buffers of the host, filled by
@@ -211,7 +218,9 @@ pub struct T3sComponent {
     >,
     /// Adapters, since 1.1: answers a request, both JSON. `{"ask": "claims", "config": {...}}`:
     /// `true` or `false`. `{"ask": "decoder", "config": {...}}`: a decoder's geometry and tensor
-    /// names. `{"ask": "decode", "options": {...}}`: `{"kind": "left-to-right"}`.
+    /// names. `{"ask": "decode", "options": {...}}`: `{"kind": "left-to-right"}`. Since 1.2
+    /// `{"ask": "options", "config": {...}}`: the options that the config decides,
+    /// `{"objective": {...}, "decode": {...}}`.
     pub adapt: Option<
         unsafe extern "C" fn(
             instance: *const c_void,
@@ -221,7 +230,9 @@ pub struct T3sComponent {
         ) -> i32,
     >,
     /// Adapters, since 1.1: makes the training objective from its options, and says as JSON which
-    /// rows see which, e.g. `{"kind": "causal"}`.
+    /// rows see which, e.g. `{"kind": "causal"}`; and, since 1.2, what the weight of a token means:
+    /// `"weighting": "loss"`, as where nothing is said, what its loss is multiplied by;
+    /// `"weighting": "forced-mask"`, the chance that it is masked whatever the random mask says.
     pub objective: Option<
         unsafe extern "C" fn(
             instance: *const c_void,
@@ -292,7 +303,7 @@ const _: () = {
     assert!(size_of::<T3sStr>() == 16);
     assert!(size_of::<T3sColumn>() == 48);
     assert!(size_of::<T3sTokens>() == 104);
-    assert!(size_of::<T3sExamples>() == 80);
+    assert!(size_of::<T3sExamples>() == 96);
     assert!(size_of::<T3sRows>() == 64);
     assert!(COMPONENT_SIZE_1_0 == 104);
     assert!(size_of::<T3sComponent>() == 136);

@@ -9,8 +9,8 @@ use super::{
     call::{Instance, Library, from_json, missing, to_json},
 };
 use crate::{
-    AttentionPattern, ComponentError, DecodeRule, DecoderSpec, ExampleBatch, HfConfig,
-    ModelAdapter, ModelBatch, NO_TARGET, Objective,
+    AttentionPattern, ComponentError, DecodeRule, DecoderSpec, Draw, ExampleBatch, FamilyOptions,
+    HfConfig, ModelAdapter, ModelBatch, NO_TARGET, Objective, Weighting,
 };
 
 /// A model adapter of a plugin. An adapter has no options, so a fault in making one shows when it
@@ -89,6 +89,14 @@ impl ModelAdapter for LoadedAdapter {
         Ok(spec)
     }
 
+    fn options(&self, config: &HfConfig) -> Result<FamilyOptions, ComponentError> {
+        if self.library.minor < 2 {
+            return Ok(FamilyOptions::default());
+        }
+        let request = json!({ "ask": "options", "config": config.0 });
+        self.ask("options", &request)
+    }
+
     fn objective(&self, options: &toml::Table) -> Result<Box<dyn Objective>, ComponentError> {
         let instance = self.instance()?;
         let make = self.component.objective;
@@ -114,12 +122,16 @@ impl ModelAdapter for LoadedAdapter {
             who: self.who.clone(),
             pointer,
             attention: AttentionPattern::Causal,
+            weighting: Weighting::Loss,
         };
         if pointer.is_null() {
             let message = format!("the objective of {} was made and is null", self.who);
             return Err(ComponentError::Failed(message));
         }
-        objective.attention = from_json(&self.who, "attention pattern", &attention?)?;
+        let attention = attention?;
+        objective.attention = from_json(&self.who, "attention pattern", &attention)?;
+        let said: Said = from_json(&self.who, "weighting", &attention)?;
+        objective.weighting = said.weighting.unwrap_or(Weighting::Loss);
         Ok(Box::new(objective))
     }
 
@@ -136,6 +148,13 @@ struct LoadedObjective {
     who: String,
     pointer: *mut c_void,
     attention: AttentionPattern,
+    weighting: Weighting,
+}
+
+/// What an objective says of itself besides the attention pattern; before 1.2, nothing.
+#[derive(serde::Deserialize)]
+struct Said {
+    weighting: Option<Weighting>,
 }
 
 // SAFETY: the interface asks plugins for functions that may be called from several threads at once
@@ -160,16 +179,26 @@ impl Objective for LoadedObjective {
         self.attention
     }
 
+    fn weighting(&self) -> Weighting {
+        self.weighting
+    }
+
     fn prepare(
         &self,
         batch: &ExampleBatch<'_>,
-        seed: u64,
-        draw: u64,
+        draw: Draw,
         out: &mut ModelBatch,
     ) -> Result<(), ComponentError> {
         let prepare = self.component.prepare;
         let prepare = prepare.ok_or_else(|| missing(&self.who, "prepare"))?;
         let (tokens, examples) = (batch.ids.len(), batch.example_ids.len());
+        if !batch.noisy_ids.is_empty() && self.library.minor < 2 {
+            return Err(ComponentError::Failed(format!(
+                "{} was built for version 1.{} of the plugin interface, which knows no noisy_ids; \
+                 build it anew, or remove the field from the data",
+                self.who, self.library.minor
+            )));
+        }
         let copies = match self.attention {
             AttentionPattern::BlockDiffusion { views, .. } => views as usize + 1,
             _ => 1,
@@ -190,8 +219,13 @@ impl Objective for LoadedObjective {
             // A bool is a byte, 0 or 1.
             trainable: batch.trainable.as_ptr().cast(),
             weights: batch.weights.as_ptr(),
-            seed,
-            draw,
+            seed: draw.seed,
+            draw: draw.number,
+            strata: draw.strata,
+            noisy_ids: match batch.noisy_ids.is_empty() {
+                true => std::ptr::null(),
+                false => batch.noisy_ids.as_ptr(),
+            },
         };
         let mut rows = T3sRows {
             size: size_of::<T3sRows>(),

@@ -15,6 +15,8 @@ const LONGEST_TEXT: usize = 1 << 28;
 pub(super) struct Library {
     /// Gives a text back.
     pub free_text: unsafe extern "C" fn(T3sText),
+    /// Minor version of the interface that it was built with.
+    pub minor: u32,
 }
 
 impl Library {

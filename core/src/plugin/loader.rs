@@ -142,6 +142,7 @@ fn read(path: &Path, pinned: Option<&str>) -> Result<Plugin, Cause> {
     let table = table(symbol)?;
     let library = Library {
         free_text: table.free_text.ok_or_else(|| null("free_text"))?,
+        minor: table.minor,
     };
     let origin: &'static str = Box::leak(path.display().to_string().into_boxed_str());
     let mut components: Vec<Registration> = components(&table, library)?

@@ -82,7 +82,7 @@ impl Folder {
     }
 
     pub fn load(&self, plan: &DataPlan) -> Result<Corpus, DataError> {
-        load_corpus(plan, &self.tokenizer(), 500, &after_hash)
+        load_corpus(plan, &self.tokenizer(), 500, 1.0, &after_hash)
     }
 
     /// The error of loading `text`, without the folder's name.

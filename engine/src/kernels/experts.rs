@@ -52,45 +52,68 @@ pub struct Routing {
     offsets: Vec<usize>,
 }
 
+/// The experts of each row, `[rows, chosen]`, by `logits`, `[rows, experts]`, and `bias`, `[experts]`.
+///
+/// # Errors
+/// When shapes disagree, the choice cannot be made, or the device has no kernel.
+pub fn chosen(logits: &Tensor, bias: Option<&Tensor>, choice: &Choice) -> Result<Vec<u32>> {
+    let (rows, n_experts) = host::dims2("router scores", logits)?;
+    let Choice {
+        n_chosen,
+        n_groups,
+        n_groups_kept,
+        ..
+    } = *choice;
+    let size = n_experts / n_groups.max(1);
+    if n_groups == 0 || !n_experts.is_multiple_of(n_groups) || n_groups_kept > n_groups {
+        bail!("experts: {n_groups_kept} of {n_groups} groups of {n_experts} experts");
+    }
+    if n_chosen == 0 || n_chosen > n_groups_kept * size {
+        bail!("experts: {n_chosen} experts of {n_groups_kept} groups of {size}");
+    }
+    let logits = host::read("experts", logits)?;
+    let bias = match bias {
+        Some(bias) => {
+            host::expect("expert bias", bias, &[n_experts])?;
+            host::read("experts", bias)?.to_vec()
+        }
+        None => vec![0.0; n_experts],
+    };
+    let mut expert = vec![0u32; rows * n_chosen];
+    expert
+        .par_chunks_mut(n_chosen)
+        .zip(logits.par_chunks(n_experts))
+        .for_each(|(expert, logits)| {
+            let scores: Vec<f32> = logits.iter().copied().map(sigmoid).collect();
+            choose(&scores, &bias, choice, expert);
+        });
+    Ok(expert)
+}
+
+fn sigmoid(z: f32) -> f32 {
+    1.0 / (1.0 + (-z).exp())
+}
+
 impl Routing {
-    /// Chooses by `logits`, `[rows, experts]`, and `bias`, `[experts]`.
+    /// Weights the experts `expert` of each row, `[rows, chosen]`, by `logits`, `[rows, experts]`.
     ///
     /// # Errors
-    /// When shapes disagree, the choice cannot be made, or the device has no kernel.
-    pub fn new(logits: &Tensor, bias: Option<&Tensor>, choice: &Choice) -> Result<Self> {
+    /// When shapes disagree or the device has no kernel.
+    pub fn new(logits: &Tensor, expert: Vec<u32>, choice: &Choice) -> Result<Self> {
         let (rows, n_experts) = host::dims2("router scores", logits)?;
-        let Choice {
-            n_chosen,
-            n_groups,
-            n_groups_kept,
-            ..
-        } = *choice;
-        let size = n_experts / n_groups.max(1);
-        if n_groups == 0 || !n_experts.is_multiple_of(n_groups) || n_groups_kept > n_groups {
-            bail!("experts: {n_groups_kept} of {n_groups} groups of {n_experts} experts");
-        }
-        if n_chosen == 0 || n_chosen > n_groups_kept * size {
-            bail!("experts: {n_chosen} experts of {n_groups_kept} groups of {size}");
+        let n_chosen = choice.n_chosen;
+        if expert.len() != rows * n_chosen {
+            bail!("experts: {} choices for {rows} rows", expert.len());
         }
         let logits = host::read("experts", logits)?;
-        let bias = match bias {
-            Some(bias) => {
-                host::expect("expert bias", bias, &[n_experts])?;
-                host::read("experts", bias)?.to_vec()
-            }
-            None => vec![0.0; n_experts],
-        };
-        let mut expert = vec![0u32; rows * n_chosen];
         let mut weight = vec![0.0; rows * n_chosen];
-        expert
+        weight
             .par_chunks_mut(n_chosen)
-            .zip(weight.par_chunks_mut(n_chosen))
+            .zip(expert.par_chunks(n_chosen))
             .zip(logits.par_chunks(n_experts))
-            .for_each(|((expert, weight), logits)| {
-                let scores: Vec<f32> = logits.iter().map(|z| 1.0 / (1.0 + (-z).exp())).collect();
-                choose(&scores, &bias, choice, expert);
-                for (weight, expert) in weight.iter_mut().zip(&*expert) {
-                    *weight = scores[*expert as usize];
+            .for_each(|((weight, expert), logits)| {
+                for (weight, expert) in weight.iter_mut().zip(expert) {
+                    *weight = sigmoid(logits[*expert as usize]);
                 }
                 let factor = choice.factor(weight);
                 weight.iter_mut().for_each(|w| *w *= factor);
@@ -238,7 +261,7 @@ impl Routing {
             .for_each(|(out, row)| {
                 let pairs = row * self.n_chosen..(row + 1) * self.n_chosen;
                 let experts = &self.expert[pairs.clone()];
-                let score = |e: u32| 1.0 / (1.0 + (-z[row * n_experts + e as usize]).exp());
+                let score = |e: u32| sigmoid(z[row * n_experts + e as usize]);
                 let scores: Vec<f32> = experts.iter().map(|e| score(*e)).collect();
                 let d_weights: Vec<f32> = self.place[pairs]
                     .iter()

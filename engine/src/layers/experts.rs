@@ -1,5 +1,10 @@
 //! A mixture of experts: each token goes to a few of many SwiGLU experts, and to a shared one.
 
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, PoisonError},
+};
+
 use candle_core::{Result, Tensor};
 
 use super::{Context, Layer, Projection, Save, Saved, SwiGlu};
@@ -137,10 +142,47 @@ fn adapter(projection: &Projection) -> Option<(ParamId, ParamId)> {
     }
 }
 
+/// The experts that each token chose, by router: what a mixture chooses first stays chosen.
+///
+/// A choice has no derivative: it stays, or it jumps. Differences of the loss tell its gradient only
+/// while it stays.
+#[derive(Debug, Default)]
+pub struct Routes(Mutex<BTreeMap<ParamId, Vec<u32>>>);
+
+impl Routes {
+    /// The choice of `router`, made by `choose` the first time.
+    fn of(&self, router: ParamId, choose: impl FnOnce() -> Result<Vec<u32>>) -> Result<Vec<u32>> {
+        let mut routes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = routes.get(&router) {
+            return Ok(known.clone());
+        }
+        let chosen = choose()?;
+        routes.insert(router, chosen.clone());
+        Ok(chosen)
+    }
+}
+
 impl Experts {
     fn route(&self, cx: &Context<'_>, logits: &Tensor) -> Result<Routing> {
         let bias = self.choice_bias.map(|id| cx.params.tensor(id));
-        Routing::new(logits, bias, &self.choice)
+        let choose = || experts::chosen(logits, bias, &self.choice);
+        let expert = match cx.routes {
+            Some(routes) => routes.of(self.router, choose)?,
+            None => choose()?,
+        };
+        Routing::new(logits, expert, &self.choice)
+    }
+
+    /// The parameters of which each belongs to one expert, and which only its tokens reach.
+    pub fn routed(&self) -> impl Iterator<Item = ParamId> {
+        let projections = [&self.gate, &self.up, &self.down];
+        projections
+            .into_iter()
+            .flat_map(|grouped| &grouped.0)
+            .flat_map(|projection| match adapter(projection) {
+                Some((a, b)) => vec![weight(projection), a, b],
+                None => vec![weight(projection)],
+            })
     }
 }
 

@@ -15,7 +15,7 @@ pub use attention::{Attention, QkvProjection};
 pub use autograd::Autograd;
 pub use block::Block;
 pub use embedding::Embedding;
-pub use experts::{Experts, Grouped, Mlp};
+pub use experts::{Experts, Grouped, Mlp, Routes};
 pub use head::Head;
 pub use linear::Linear;
 pub use lora::{Lora, Projection};
@@ -33,6 +33,8 @@ pub struct Context<'a> {
     pub params: &'a Params,
     /// The rows.
     pub batch: &'a Batch,
+    /// Where the choice of experts is held fixed.
+    pub routes: Option<&'a Routes>,
 }
 
 /// Whether `backward` will follow.

@@ -6,8 +6,10 @@
 //! besides being present each gradient is held against the loss itself: along the direction `u` of
 //! the gradient of a group of tensors the loss has to change at the rate `<gradient, u> = |gradient|`.
 
+use std::{collections::BTreeSet, sync::Arc};
+
 use candle_core::Tensor;
-use t3s_core::{Example, decoder_spec::TensorRole};
+use t3s_core::{Draw, Example, ModelBatch, decoder_spec::TensorRole};
 
 use super::Trainer;
 use crate::{
@@ -15,7 +17,9 @@ use crate::{
     error::EngineError,
     grads::Grads,
     kernels::gradients,
+    layers::Mlp,
     params::ParamId,
+    score::PackedExamples,
 };
 
 /// Tokens that the check reads at most, a first long example aside.
@@ -59,13 +63,15 @@ impl Trainer {
     /// Names the first tensor that gets no gradient, or the group whose gradient is not that of the
     /// loss.
     pub fn check_gradients(&mut self) -> Result<GradientReport, EngineError> {
-        let examples = self.few_examples();
+        let examples = self.few_examples()?;
         if examples.is_empty() {
             // Nothing that the selection keeps: there is no loss to differentiate.
             return Ok(GradientReport::default());
         }
         let lent = self.lend_b()?;
+        self.decoder.routes = Some(Arc::default());
         let report = self.check(&examples);
+        self.decoder.routes = None;
         for (id, tensor) in lent {
             self.decoder.params.replace(id, tensor);
         }
@@ -77,23 +83,25 @@ impl Trainer {
         })
     }
 
-    /// The first examples in which something is kept, up to a few tokens.
-    fn few_examples(&self) -> Vec<Example> {
-        let mut tokens = 0;
-        let kept = |e: &&Example| {
-            let mut learns = e.trainable.iter().zip(&e.weights).skip(1);
-            learns.any(|(may, weight)| *may && *weight > 0.0)
-        };
-        self.examples
-            .iter()
-            .filter(kept)
-            .take_while(|example| {
-                let first = tokens == 0;
-                tokens += example.n_tokens();
-                first || tokens <= MOST_TOKENS
-            })
-            .cloned()
-            .collect()
+    /// The first examples of which the first draw trains something, up to a few tokens.
+    fn few_examples(&self) -> Result<Vec<Example>, EngineError> {
+        let (mut few, mut tokens) = (Vec::new(), 0);
+        let mut rows = ModelBatch::default();
+        for example in self.examples.iter() {
+            let packed = PackedExamples::new([example]);
+            let draw = Draw::new(self.seed, 0);
+            self.objective
+                .prepare(&packed.as_batch(), draw, &mut rows)?;
+            if !rows.weights.iter().any(|weight| *weight > 0.0) {
+                continue;
+            }
+            tokens += example.n_tokens();
+            if !few.is_empty() && tokens > MOST_TOKENS {
+                break;
+            }
+            few.push(example.clone());
+        }
+        Ok(few)
     }
 
     /// Gives every all-zero `B` small values; returns what to put back.
@@ -129,6 +137,7 @@ impl Trainer {
         if loss < SMALL_LOSS {
             changes.extend(CHANGES.map(|change| change * loss));
         }
+        let idle = self.idle_experts(&grads)?;
         let mut groups: Vec<(&'static str, Vec<ParamId>)> = Vec::new();
         for (id, param) in self.decoder.params.iter().filter(|(_, p)| p.trainable) {
             let dead = |problem: &str| EngineError::Gradient {
@@ -142,7 +151,7 @@ impl Trainer {
             if !squares.is_finite() {
                 return Err(dead("its gradient is not finite"));
             }
-            if squares == 0.0 {
+            if squares == 0.0 && !idle.contains(&id) {
                 return Err(dead("its gradient is zero, so it would never learn"));
             }
             let group = self.group(&param.name);
@@ -156,6 +165,28 @@ impl Trainer {
             .map(|(group, ids)| self.check_group(group, &ids, &grads, &changes, examples))
             .collect::<Result<_, _>>()?;
         Ok(GradientReport { groups })
+    }
+
+    /// Parameters of experts that none of the few tokens chose, in blocks where others were chosen.
+    fn idle_experts(&self, grads: &Grads) -> Result<BTreeSet<ParamId>, EngineError> {
+        let mut idle = BTreeSet::new();
+        for block in &self.decoder.blocks {
+            let Mlp::Experts(experts) = &block.mlp else {
+                continue;
+            };
+            let (mut still, mut any) = (Vec::new(), false);
+            for id in experts.routed() {
+                match grads.get(id).map(gradients::sum_of_squares).transpose()? {
+                    Some(0.0) => still.push(id),
+                    Some(_) => any = true,
+                    None => {}
+                }
+            }
+            if any {
+                idle.extend(still);
+            }
+        }
+        Ok(idle)
     }
 
     fn group(&self, name: &str) -> &'static str {
@@ -242,7 +273,12 @@ impl Trainer {
             examples: examples.iter().collect(),
             draw: 0,
         };
-        let how = Accumulation::of(&self.plan, self.seed);
+        // In one pass, so that a router's rows are the same ones every time.
+        let how = Accumulation {
+            packing: true,
+            micro_batch_tokens: usize::MAX,
+            ..Accumulation::of(&self.plan, self.seed)
+        };
         let objective = self.objective.as_ref();
         Ok(loss_and_gradients(&self.decoder, objective, &[part], &how, grads)?.loss)
     }
@@ -250,8 +286,6 @@ impl Trainer {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use t3s_core::{objective::NextToken, plan::TrainPlan};
 
     use super::*;
@@ -272,7 +306,7 @@ mod tests {
     #[test]
     fn a_gradient_that_is_not_the_losss_is_found() {
         let mut trainer = trainer();
-        let examples = trainer.few_examples();
+        let examples = trainer.few_examples().unwrap();
         let mut grads = Grads::new(&trainer.decoder.params);
         trainer.loss(&examples, &mut grads).unwrap();
         let id = |name: &str| trainer.decoder.params.id(name).unwrap();
@@ -301,7 +335,7 @@ mod tests {
             assert!(!trainer.is_done(), "{loss}");
             loss = trainer.step().unwrap().loss;
         }
-        let examples = trainer.few_examples();
+        let examples = trainer.few_examples().unwrap();
         assert!(
             trainer
                 .loss(&examples, &mut Grads::new(&trainer.decoder.params))
@@ -317,6 +351,7 @@ mod tests {
         // Positions in one-token texts: no query or key can matter.
         let examples: Vec<Example> = trainer
             .few_examples()
+            .unwrap()
             .into_iter()
             .map(|mut e| {
                 e.ids.truncate(2);

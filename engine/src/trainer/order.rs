@@ -100,6 +100,7 @@ mod tests {
             trainable: vec![true; *n],
             weights: vec![1.0; *n],
             prompt_len: 0,
+            noisy_ids: None,
             answer: None,
         };
         lengths.iter().enumerate().map(example).collect()

@@ -1,7 +1,7 @@
 //! Parity: logits, per-token statistics, loss, every gradient.
 
 use t3s_core::{
-    ExampleBatch, ModelBatch, Objective, objective::NextToken, plan::sections::Recompute,
+    Draw, ExampleBatch, ModelBatch, Objective, objective::NextToken, plan::sections::Recompute,
 };
 use t3s_engine::{
     Decoder, Grads, Save,
@@ -43,9 +43,12 @@ fn run(decoder: &Decoder, ids: &[u32], weights: &[f32], total: f32) -> Run {
         ids,
         trainable: &trainable,
         weights,
+        noisy_ids: &[],
     };
     let mut rows = ModelBatch::default();
-    NextToken.prepare(&packed, 0, 0, &mut rows).unwrap();
+    NextToken
+        .prepare(&packed, Draw::default(), &mut rows)
+        .unwrap();
     let batch = batch_of(&rows, &NextToken);
     let (hidden, tape) = decoder
         .forward(&rows.input_ids, &batch, Recompute::None, Save::ForBackward)

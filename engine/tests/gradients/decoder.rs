@@ -4,13 +4,13 @@ use std::ops::ControlFlow;
 
 use proptest::prelude::*;
 use t3s_core::{
-    AttentionPattern, Example, ModelBatch, Objective,
+    AttentionPattern, Draw, Example, ModelBatch, Objective,
     decoder_spec::TensorNames,
     objective::NextToken,
-    plan::sections::{LoraPlan, Recompute},
+    plan::sections::{LoraPlan, Recompute, ScorePlan},
 };
 use t3s_engine::{
-    Columns, Decoder, EngineError, Grads, Save,
+    Columns, Decoder, EngineError, Grads, Save, Scoring,
     layers::{
         head::SketchSpec,
         lora::{self, adapter_name},
@@ -35,7 +35,7 @@ fn gradients(
     let packed = PackedExamples::new(examples);
     let mut rows = ModelBatch::default();
     NextToken
-        .prepare(&packed.as_batch(), 0, 0, &mut rows)
+        .prepare(&packed.as_batch(), Draw::default(), &mut rows)
         .unwrap();
     let batch = batch_of(&rows, &NextToken);
     let (hidden, tape) = decoder
@@ -408,14 +408,17 @@ fn scoring_gives_one_row_per_target_whatever_the_passes() {
         sketch: Some(sketch),
         ..Columns::SCALARS
     };
+    let how = |batch_tokens| Scoring {
+        batch_tokens,
+        ..Scoring::of(&ScorePlan::default(), columns, 0)
+    };
     let run = |batch_tokens| {
         let mut heard = Vec::new();
         let table = score(
             &decoder,
             &NextToken,
             &examples,
-            &columns,
-            batch_tokens,
+            &how(batch_tokens),
             &mut |done| {
                 heard.push(done);
                 ControlFlow::Continue(())
@@ -449,7 +452,7 @@ fn scoring_gives_one_row_per_target_whatever_the_passes() {
     assert_eq!(view.sketch("sketch").unwrap().values.len(), 4 * row);
 
     let mut stop = |_| ControlFlow::Break(());
-    let error = score(&decoder, &NextToken, &examples, &columns, 14, &mut stop).unwrap_err();
+    let error = score(&decoder, &NextToken, &examples, &how(14), &mut stop).unwrap_err();
     assert!(matches!(error, EngineError::Interrupted));
 
     let mut broken = decoder.clone();
@@ -458,7 +461,7 @@ fn scoring_gives_one_row_per_target_whatever_the_passes() {
         .params
         .replace(id, crate::model::tensor(vec![f32::NAN; 24], &[24]));
     let mut go_on = |_| ControlFlow::Continue(());
-    let error = score(&broken, &NextToken, &examples, &columns, 14, &mut go_on).unwrap_err();
+    let error = score(&broken, &NextToken, &examples, &how(14), &mut go_on).unwrap_err();
     assert!(
         error.to_string().contains("example 10, position"),
         "{error}"

@@ -51,6 +51,7 @@ fn check(
     let cx = Context {
         params,
         batch: &batch,
+        routes: None,
     };
     let width = x.len() / rows;
     let mut inputs = vec![wide(&x)];
@@ -400,6 +401,7 @@ fn autograd_names_what_an_operation_without_gradient_cuts_off() {
     let cx = Context {
         params: &params,
         batch: &batch,
+        routes: None,
     };
     let x = tensor(random(12, 0, 8), &[2, 4]);
     let (y, saved) = layer.forward(&cx, &x, Save::ForBackward).unwrap();
@@ -418,6 +420,7 @@ fn autograd_names_what_an_operation_without_gradient_cuts_off() {
     let cx = Context {
         params: &params,
         batch: &batch,
+        routes: None,
     };
     let (y, saved) = layer.forward(&cx, &x, Save::ForBackward).unwrap();
     let mut grads = Grads::new(&params);

@@ -151,6 +151,7 @@ pub fn examples(shape: &Shape, lengths: &[usize], seed: u64) -> Vec<Example> {
                 trainable: (0..*length).map(|i| draw(1, i) < 0.7).collect(),
                 weights: (0..*length).map(|i| draw(2, i) as f32).collect(),
                 prompt_len: 0,
+                noisy_ids: None,
                 answer: None,
             }
         })

@@ -23,6 +23,7 @@ fn counting(n: usize) -> Vec<Example> {
         trainable: (0..16).map(|i| i >= 2).collect(),
         weights: vec![1.0; 16],
         prompt_len: 2,
+        noisy_ids: None,
         answer: None,
     };
     (0..n).map(example).collect()
@@ -92,6 +93,7 @@ fn a_larger_weight_is_learnt_faster() {
         trainable: vec![false, false, true],
         weights: vec![0.0, 0.0, weight],
         prompt_len: 2,
+        noisy_ids: None,
         answer: None,
     };
     let data = vec![example(0, 7, 0.25), example(1, 8, 0.75)];

@@ -10,11 +10,12 @@ use t3s_core::{
     ComponentError, Declaration, Example, SelectContext, SelectionStrategy, SignalRef, TokenTable,
     TokenView, When,
     objective::NextToken,
-    plan::{Recompute, TrainPlan},
+    plan::{Recompute, ScorePlan, TrainPlan},
     strategy::Scope,
 };
 use t3s_engine::{
-    Accumulation, Columns, Decoder, Grads, OnlineSelection, Part, loss_and_gradients_online, score,
+    Accumulation, Columns, Decoder, Grads, OnlineSelection, Part, Scoring,
+    loss_and_gradients_online, score,
 };
 
 use crate::{
@@ -85,8 +86,8 @@ fn some(example: u64, position: u32) -> f32 {
 /// The weights that [`ProbabilityWhere`] would choose, multiplied into the examples' own.
 fn beforehand(decoder: &Decoder, examples: &[Example]) -> Vec<Example> {
     let go_on = &mut |_| ControlFlow::Continue(());
-    let columns = Columns::default();
-    let table = score(decoder, &NextToken, examples, &columns, 1 << 20, go_on).unwrap();
+    let how = Scoring::of(&ScorePlan::default(), Columns::default(), 0);
+    let table = score(decoder, &NextToken, examples, &how, go_on).unwrap();
     let view = table.view();
     let logp = view.column("logp").unwrap();
     let mut examples = examples.to_vec();

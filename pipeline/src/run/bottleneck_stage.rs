@@ -210,6 +210,7 @@ impl Run<'_> {
         corpus: &Done<CorpusSummary>,
         probe: &Done<TrainLog>,
     ) -> Result<Done<AnswerLogp>, PipelineError> {
+        let how = self.scoring(Columns::default());
         let key = StageKey::new(
             "answer-logp",
             1,
@@ -217,7 +218,8 @@ impl Run<'_> {
                 "probe": probe.key,
                 "corpus": corpus.key,
                 "extract": self.plan.grader.extract,
-                "batch_tokens": self.plan.score.batch_tokens,
+                "batch_tokens": how.batch_tokens,
+                "estimator": how.method(self.student.weighting()?),
             }),
         );
         self.stages.run(&key, |work| {
@@ -242,9 +244,8 @@ impl Run<'_> {
                         &decoder,
                         objective.as_ref(),
                         &corpus.examples,
-                        &Columns::default(),
-                        self.plan.score.batch_tokens,
-                        &mut self.token_progress(key.name()),
+                        &how,
+                        &mut self.token_progress(key.name(), &how)?,
                     )
                     .map_err(PipelineError::engine(key.name()))?;
                     Ok(mean_logp(&table, &positions))

@@ -14,7 +14,7 @@ use t3s_core::{
     plan::{self, GeneratePlan, TrainPlan},
 };
 use t3s_data::store::{self, StoreMeta};
-use t3s_engine::{Columns, OnlineSelection, head::SketchSpec, score};
+use t3s_engine::{Columns, OnlineSelection, Scoring, head::SketchSpec, score, tokens_read};
 
 use super::{Model, Run, steps_of};
 use crate::{
@@ -23,7 +23,7 @@ use crate::{
     error::PipelineError,
     evaluate::{Accuracy, Examination, Question, questions, training_questions},
     events::Event,
-    select::{Scored, Selection, apply, describe, join, only, signals, weigh},
+    select::{Scored, Selection, apply, describe, extremes, join, only, signals, weigh},
     stage::{Done, StageKey},
     summary::{CorpusSummary, Evaluation, Role},
     training::{TrainLog, Training},
@@ -155,11 +155,13 @@ impl Run<'_> {
         model: &Model,
         sketch: Option<SketchSpec>,
     ) -> Result<ScoreStage, PipelineError> {
+        let how = self.scoring(Columns::SCALARS);
         let inputs = json!({
             "model": model.key,
             "family": self.family(),
             "corpus": corpus.key,
-            "batch_tokens": self.plan.score.batch_tokens,
+            "batch_tokens": how.batch_tokens,
+            "estimator": how.method(self.student.weighting()?),
         });
         // One pass gives both where neither is there.
         let mut scalars = None;
@@ -204,17 +206,16 @@ impl Run<'_> {
     ) -> Result<TokenTable, PipelineError> {
         let corpus = self.corpus()?;
         let decoder = self.student.load(&model.folder, stage)?;
-        let columns = Columns {
+        let how = self.scoring(Columns {
             sketch,
             ..Columns::SCALARS
-        };
+        });
         score(
             &decoder,
             self.student.objective()?.as_ref(),
             &corpus.examples,
-            &columns,
-            self.plan.score.batch_tokens,
-            &mut self.token_progress(stage),
+            &how,
+            &mut self.token_progress(stage, &how)?,
         )
         .map_err(PipelineError::engine(stage))
     }
@@ -234,11 +235,20 @@ impl Run<'_> {
         Ok(table.view().n_tokens() as u64)
     }
 
+    /// How checkpoints are scored.
+    pub(super) fn scoring(&self, columns: Columns) -> Scoring {
+        Scoring::of(&self.plan.score, columns, self.plan.seed)
+    }
+
     fn store_meta(&self, model: &Model) -> Result<StoreMeta, PipelineError> {
+        let estimator = self
+            .scoring(Columns::SCALARS)
+            .method(self.student.weighting()?);
         Ok(crate::offline::store_meta(
             &self.student,
             self.corpus()?.hashes.clone(),
             self.student.weights(&model.folder)?,
+            estimator,
         ))
     }
 
@@ -246,13 +256,11 @@ impl Run<'_> {
     pub(super) fn token_progress<'s>(
         &'s self,
         stage: &'s str,
-    ) -> impl FnMut(usize) -> ControlFlow<()> + 's {
+        how: &Scoring,
+    ) -> Result<impl FnMut(usize) -> ControlFlow<()> + 's, PipelineError> {
         let started = Instant::now();
-        let total: usize = self
-            .corpus
-            .get()
-            .map_or(0, |c| c.examples.iter().map(|e| e.n_tokens()).sum());
-        move |done| {
+        let total = tokens_read(&self.corpus()?.examples, how, self.student.weighting()?);
+        Ok(move |done| {
             self.recorder.event(&Event::Progress {
                 stage: stage.to_owned(),
                 done: done as u64,
@@ -261,7 +269,7 @@ impl Run<'_> {
                 tokens_per_second: done as f64 / started.elapsed().as_secs_f64().max(1e-9),
             });
             self.interrupt.flow()
-        }
+        })
     }
 
     pub(super) fn select_stage(
@@ -288,6 +296,7 @@ impl Run<'_> {
             .iter()
             .map(|(id, _)| json!([id.as_str(), self.plan.signals.get(id.as_str())]))
             .collect();
+        let weighting = self.student.weighting()?;
         let key = StageKey::new(
             "select",
             2,
@@ -297,6 +306,8 @@ impl Run<'_> {
                 "signals": read,
                 // A plugin that was built anew may decide otherwise.
                 "plugins": self.plan.plugins.sha256,
+                // What a weight means.
+                "neutral_weight": weighting.neutral(),
                 "seed": self.plan.seed,
             }),
         );
@@ -305,21 +316,28 @@ impl Run<'_> {
             self.warn(
                 "select",
                 format!(
-                    "{strategy:?} chooses in every training step; the selection written here keeps \
-                     every token"
+                    "{strategy:?} chooses in every training step; the selection written here changes \
+                     no weight"
                 ),
             );
         }
-        self.stages.run(&key, |work| {
+        let done = self.stages.run(&key, |work| {
             let (table, meta) = self.recorded(corpus, scores)?;
-            let weights = weigh(&table, &self.components, strategy, self.plan.seed)?;
+            let neutral = weighting.neutral();
+            let weights = weigh(&table, &self.components, strategy, neutral, self.plan.seed)?;
+            let when = self.components.strategy.when();
+            let selection = describe(&table, &weights, strategy, when);
+            extremes(&selection, &self.components, weighting)?;
             // What the trainer will see has to hold a weight too, not only the selection.
-            apply(self.corpus()?, &table, &weights, strategy)?;
+            apply(self.corpus()?, &table, &weights, strategy, weighting)?;
             store::write_selection(&work.join("selection.parquet"), &table, &weights, &meta)
                 .map_err(PipelineError::data("select"))?;
-            let when = self.components.strategy.when();
-            Ok(describe(&table, &weights, strategy, when))
-        })
+            Ok(selection)
+        })?;
+        if let Some(odd) = extremes(&done.output, &self.components, weighting)? {
+            self.warn("select", odd);
+        }
+        Ok(done)
     }
 
     /// The columns of all scored checkpoints in one table.
@@ -400,7 +418,13 @@ impl Run<'_> {
             let training = Training {
                 stage: "train",
                 student: &self.student,
-                examples: Arc::new(apply(self.corpus()?, &table, &weights, strategy)?),
+                examples: Arc::new(apply(
+                    self.corpus()?,
+                    &table,
+                    &weights,
+                    strategy,
+                    self.student.weighting()?,
+                )?),
                 online: self.online(corpus, scores)?,
                 plan,
                 seed: self.plan.seed,

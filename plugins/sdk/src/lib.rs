@@ -70,9 +70,10 @@ pub use export::t3s_plugin;
 pub use t3s_core::laws;
 pub use t3s_core::{
     AttentionPattern, CheckpointRef, ComponentError, ConfidenceSignal, CounterRng, Declaration,
-    DecodeRule, DecoderSpec, ExampleBatch, HfConfig, ModelAdapter, ModelBatch, NO_TARGET,
-    Objective, Observable, ObservableRef, SelectContext, SelectionStrategy, SignalRef, TokenTable,
-    TokenView, When, decoder_spec, objective, register_adapter, register_signal, register_strategy,
+    DecodeRule, DecoderSpec, Draw, ExampleBatch, FamilyOptions, HfConfig, ModelAdapter, ModelBatch,
+    NO_TARGET, Objective, Observable, ObservableRef, SelectContext, SelectionStrategy, SignalRef,
+    TokenTable, TokenView, Weighting, When, decoder_spec, objective, register_adapter,
+    register_signal, register_strategy,
     registry::{Kind, Registry, read_options},
     strategy::{Scope, budget},
     toml,

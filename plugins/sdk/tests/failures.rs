@@ -180,19 +180,21 @@ fn versions_are_negotiated() {
         .load("older", &["MINOR=0"])
         .expect("an older minor version loads");
     assert_eq!(older.abi(), (1, 0));
+    let before = bench.load("before", &["MINOR=1"]).expect("as well");
+    assert_eq!(before.abi(), (1, 1));
     let strategy = made(&older, &Table::new()).expect("made");
     assert_eq!(select(strategy.as_ref()), Ok(vec![0.0, 1.0, 1.0, 1.0]));
     let version = env!("CARGO_PKG_VERSION");
     assert_eq!(
-        bench.refused("newer", &["MINOR=2"]),
+        bench.refused("newer", &["MINOR=3"]),
         format!(
-            "plugin libnewer.so: built for plugin ABI 1.2 (by faulty.c), this program speaks 1.1; \
+            "plugin libnewer.so: built for plugin ABI 1.3 (by faulty.c), this program speaks 1.2; \
              build it again with t3s-plugin {version}"
         )
     );
     let other = bench.refused("other", &["MAJOR=2"]);
     assert!(
-        other.contains("built for plugin ABI 2.1 (by another t3s-plugin)"),
+        other.contains("built for plugin ABI 2.2 (by another t3s-plugin)"),
         "{other}"
     );
     let old_adapter = bench.refused("old_adapter", &["MINOR=0", "KIND=T3S_ADAPTER"]);
@@ -232,7 +234,7 @@ fn broken_tables() {
         (
             "size",
             "FAULT_SIZE",
-            "broken table: component 0: its size is 24, of version 1.1 it",
+            "broken table: component 0: its size is 24, of version 1.2 it",
         ),
         (
             "create",

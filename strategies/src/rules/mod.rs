@@ -23,6 +23,7 @@ pub mod static_confidence;
 pub mod t3s;
 pub mod token_cleaning;
 pub mod union;
+pub mod yet_to_learn;
 
 use t3s_core::TokenView;
 

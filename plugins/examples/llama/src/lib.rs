@@ -6,7 +6,7 @@
 
 use serde_json::Value;
 use t3s_plugin::{
-    ComponentError, DecodeRule, DecoderSpec, HfConfig, ModelAdapter, Objective,
+    ComponentError, DecodeRule, DecoderSpec, FamilyOptions, HfConfig, ModelAdapter, Objective,
     decoder_spec::{MlpSpec, RopeSpec, TensorNames},
     objective::NextToken,
     read_options, register_adapter, toml,
@@ -216,6 +216,10 @@ impl ModelAdapter for Llama {
             eos_ids: keys.eos()?,
             names: TensorNames::llama(),
         })
+    }
+
+    fn options(&self, _: &HfConfig) -> Result<FamilyOptions, ComponentError> {
+        Ok(FamilyOptions::default())
     }
 
     fn objective(&self, options: &toml::Table) -> Result<Box<dyn Objective>, ComponentError> {

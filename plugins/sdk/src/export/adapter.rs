@@ -4,7 +4,7 @@ use std::ffi::c_void;
 
 use serde::Deserialize;
 use t3s_core::{
-    ExampleBatch, HfConfig, ModelAdapter, ModelBatch, Objective,
+    Draw, ExampleBatch, HfConfig, ModelAdapter, ModelBatch, Objective,
     plugin::abi::{T3sExamples, T3sRows, T3sStr, T3sText},
     registry::Factory,
     toml,
@@ -24,6 +24,9 @@ enum Request {
         config: serde_json::Map<String, serde_json::Value>,
     },
     Decoder {
+        config: serde_json::Map<String, serde_json::Value>,
+    },
+    Options {
         config: serde_json::Map<String, serde_json::Value>,
     },
     Decode {
@@ -69,6 +72,7 @@ pub(super) unsafe extern "C" fn adapt(
         let said = match request {
             Request::Claims { config } => to_json(&adapter.claims(&HfConfig(config)))?,
             Request::Decoder { config } => to_json(&adapter.decoder(&HfConfig(config))?)?,
+            Request::Options { config } => to_json(&adapter.options(&HfConfig(config))?)?,
             Request::Decode { options } => to_json(&adapter.decode(&options)?)?,
         };
         set_text(answer, said);
@@ -87,7 +91,12 @@ pub(super) unsafe extern "C" fn objective(
         // SAFETY: an instance of `create` and a text, both alive for the call.
         let (adapter, options) = unsafe { (adapter(instance), options(text)?) };
         let made = adapter.objective(&options)?;
-        set_text(attention, to_json(&made.attention())?);
+        let mut said = serde_json::to_value(made.attention())
+            .map_err(|error| Fault::new(format!("the attention pattern: {error}")))?;
+        if let Some(said) = said.as_object_mut() {
+            said.insert("weighting".to_owned(), serde_json::json!(made.weighting()));
+        }
+        set_text(attention, said.to_string());
         // SAFETY: the host's place.
         unsafe { hand_out(made, objective) };
         Ok(())
@@ -116,10 +125,19 @@ pub(super) unsafe extern "C" fn prepare(
                 ids: given(lent.ids, n, "ids")?,
                 trainable: given(lent.trainable.cast::<bool>(), n, "trainable")?,
                 weights: given(lent.weights, n, "weights")?,
+                noisy_ids: match lent.noisy_ids.is_null() {
+                    true => &[],
+                    false => given(lent.noisy_ids, n, "noisy_ids")?,
+                },
             }
         };
+        let draw = Draw {
+            seed: lent.seed,
+            number: lent.draw,
+            strata: lent.strata,
+        };
         let mut made = ModelBatch::default();
-        objective.prepare(&batch, lent.seed, lent.draw, &mut made)?;
+        objective.prepare(&batch, draw, &mut made)?;
         let n_rows = made.input_ids.len();
         if n_rows > rows.capacity || made.offsets.len() != count + 1 {
             let room = rows.capacity;

@@ -6,6 +6,16 @@ use super::*;
 
 proptest! {
     #[test]
+    fn yet_to_learn_is_what_fell_below_tau(tokens in tokens(), tau in 0i8..3) {
+        let table = table("delta-logp", &tokens);
+        let kept = select("yet-to-learn", &format!("tau = {tau}.0"), &table, 0).unwrap();
+        for (_, eligible, score, kept) in rows(&table, "delta-logp", &kept) {
+            let fell = eligible && score < -f32::from(tau);
+            prop_assert_eq!(kept, f32::from(u8::from(fell)));
+        }
+    }
+
+    #[test]
     fn t3s_and_its_inverse_split_at_the_threshold(tokens in tokens(), threshold in -2i8..3) {
         let table = table("delta-logp", &tokens);
         let options = format!("threshold = {threshold}.0");
