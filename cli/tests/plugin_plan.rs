@@ -115,3 +115,40 @@ fn another_build_of_a_plugin_reruns_what_read_it() {
     let other = stages_done(&world.run(&named).good().json());
     assert_eq!(other, ["select", "train", "evaluate-student"]);
 }
+
+#[test]
+fn another_build_of_an_adapter_reruns_what_computed_with_the_model() {
+    let test = env::current_exe().expect("a test has a path");
+    let name = format!("libt3s_example_llama{}", env::consts::DLL_SUFFIX);
+    let library = test.parent().expect("a folder").join(&name);
+    let library = fs::read(&library).unwrap_or_else(|e| panic!("{}: {e}", library.display()));
+    let world = World::new();
+    world.write(&name, &library);
+    let mut config = support::config();
+    config["architectures"] = serde_json::json!(["LlamaForCausalLM"]);
+    config["model_type"] = "llama".into();
+    world.write("config.json", config.to_string());
+    let init = [
+        "init",
+        "--config",
+        "config.json",
+        "--tokenizer",
+        "tokenizer",
+    ];
+    world
+        .t3s(&[&init[..], &["--plugin", &name, "--out", "llama"]].concat())
+        .good();
+    let plan = world.read("plan.toml").replace("\"student\"", "\"llama\"");
+    world.write(
+        "plan.toml",
+        format!("{plan}\n[plugins]\nload = [{name:?}]\n"),
+    );
+    let named = ["bottleneck.step=2"];
+    let first = stages_done(&world.run(&named).good().json());
+    assert_eq!(stages_done(&world.run(&named).good().json()), [""; 0]);
+    // What follows the library's own bytes is not loaded: the same plugin under another digest.
+    world.write(&name, [&library[..], b"rebuilt"].concat());
+    let other = stages_done(&world.run(&named).good().json());
+    let computing: Vec<&String> = first.iter().filter(|stage| *stage != "corpus").collect();
+    assert_eq!(other.iter().collect::<Vec<_>>(), computing);
+}

@@ -5,7 +5,10 @@ mod bottleneck_stage;
 pub mod sft;
 mod stages;
 
-use std::{cell::OnceCell, cell::RefCell};
+use std::{
+    cell::{OnceCell, RefCell},
+    path::Path,
+};
 
 use self::{bottleneck_stage::Found, stages::Scores};
 
@@ -13,7 +16,7 @@ use serde_json::{Value, json};
 use t3s_core::{
     CheckpointRef, Corpus, Fingerprint,
     plan::{self, Resolved, RunPlan},
-    registry::Registry,
+    registry::{Kind, Registry},
 };
 use t3s_data::Tokenizer;
 
@@ -269,9 +272,21 @@ impl<'r> Run<'r> {
         self.recorder.warn(stage, message);
     }
 
-    /// What every stage that computes with the model reads of `[student]`.
+    /// What every stage that computes with the model reads of `[student]`, and of the plugin that
+    /// brings its adapter.
     fn family(&self) -> Value {
-        json!({ "adapter": self.student.adapter_name, "options": self.student.options() })
+        let name = &self.student.adapter_name;
+        let mut family = json!({ "adapter": name, "options": self.student.options() });
+        let origin = self
+            .registry
+            .get(Kind::Adapter, name)
+            .map(|entry| Path::new(entry.origin));
+        let file = origin.ok().and_then(Path::file_name);
+        let digest = file.and_then(|file| self.plan.plugins.sha256.get(file.to_str()?));
+        if let Some(digest) = digest {
+            family["plugin"] = json!(digest);
+        }
+        family
     }
 
     fn base(&self) -> Model {
