@@ -51,10 +51,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let current = random(tokens, "current", |u| u.ln());
     for (name, options) in named {
-        let selection = SelectionPlan {
-            strategy: name.to_owned(),
-            options: options.parse()?,
-        };
+        let selection = SelectionPlan::new(name, options.parse()?);
         let components = selection_components(&selection, &Default::default(), &registry)?;
         let mut input = bare(tokens, examples)?;
         for (id, signal) in &components.signals {

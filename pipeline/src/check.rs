@@ -8,6 +8,7 @@ use crate::{
     estimate::{Prediction, predict},
     evaluate::questions,
     grader::Grader,
+    selector::Selector,
     student::Student,
     summary::CorpusSummary,
 };
@@ -35,6 +36,11 @@ pub fn check(plan: &RunPlan, registry: &Registry) -> Result<Checked, PipelineErr
     let tokenizer = student.tokenizer(&plan.data)?;
     let grader = Grader::new(&plan.grader)?;
     let corpus = corpus::load(&plan.data, &tokenizer, &student, &grader)?;
+    if let Some(folder) = plan.selection.selector() {
+        let selector = Selector::open(folder)?;
+        let (table, meta) = selector.tokens()?;
+        selector.agree((&table, &meta), &corpus, &tokenizer)?;
+    }
     let corpus = corpus::summarise(&corpus);
     let problems = if plan.eval.data.as_os_str().is_empty() {
         match plan.eval.limit as u64 {

@@ -21,6 +21,7 @@ pub mod offline;
 pub mod run;
 mod run_folder;
 pub mod select;
+pub mod selector;
 mod share;
 pub mod stage;
 pub mod statistics;

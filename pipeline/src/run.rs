@@ -27,6 +27,7 @@ use crate::{
     grader::Grader,
     interrupt::Interrupt,
     run_folder::RunFolder,
+    selector::Selector,
     stage::{Done, StageKey, Stages, write_json},
     student::Student,
     summary::{CorpusSummary, Role, Summary},
@@ -72,7 +73,7 @@ pub fn prepare(
 ) -> Result<(), PipelineError> {
     in_folder(plan, registry, observer, interrupt, |run, _, _| {
         let before = run.before_selection()?;
-        let models = run.compared(&before.probe, &before.found.bottleneck);
+        let models = run.compared(before.probe.as_ref(), &before.found.bottleneck);
         run.evaluate_models(&before.corpus, models).map(|_| ())
     })
 }
@@ -118,6 +119,8 @@ struct Run<'r> {
     stages: Stages<'r>,
     recorder: &'r Recorder<'r>,
     interrupt: &'r Interrupt,
+    /// The other student's run, where its trajectory is read.
+    selector: Option<Selector>,
     /// Fingerprint of the student's weights.
     weights: Fingerprint,
     /// Loaded when the first stage that is not stored needs it.
@@ -141,7 +144,10 @@ struct Model {
 /// What stands before the selection.
 struct Before {
     corpus: Done<CorpusSummary>,
-    probe: Done<TrainLog>,
+    /// None where another student's trajectory is read.
+    probe: Option<Done<TrainLog>>,
+    /// The run that laid down the trajectory.
+    log: TrainLog,
     found: Found,
     scores: Scores,
 }
@@ -172,6 +178,7 @@ impl<'r> Run<'r> {
             recorder,
             interrupt,
             weights,
+            selector: plan.selection.selector().map(Selector::open).transpose()?,
             student,
             tokenizer,
             corpus: OnceCell::new(),
@@ -181,6 +188,24 @@ impl<'r> Run<'r> {
 
     fn before_selection(&self) -> Result<Before, PipelineError> {
         let corpus = self.corpus_stage()?;
+        if let Some(selector) = &self.selector {
+            let scores = self.selector_scores(selector)?;
+            let summary = &selector.summary;
+            let found = Found {
+                bottleneck: summary.bottleneck.clone(),
+                accuracy: summary.train_accuracy.clone(),
+                logp: summary.answer_logp.clone(),
+            };
+            self.recorder
+                .event(&Event::Bottleneck(found.bottleneck.clone()));
+            return Ok(Before {
+                corpus,
+                probe: None,
+                log: summary.probe.clone(),
+                found,
+                scores,
+            });
+        }
         let probe = self.probe_stage(&corpus.key)?;
         let found = self.find_bottleneck(&corpus, &probe)?;
         self.recorder
@@ -188,7 +213,8 @@ impl<'r> Run<'r> {
         let scores = self.score_stages(&corpus, &probe, found.bottleneck.step)?;
         Ok(Before {
             corpus,
-            probe,
+            log: probe.output.clone(),
+            probe: Some(probe),
             found,
             scores,
         })
@@ -198,6 +224,7 @@ impl<'r> Run<'r> {
         let Before {
             corpus,
             probe,
+            log,
             found,
             scores,
         } = self.before_selection()?;
@@ -209,7 +236,7 @@ impl<'r> Run<'r> {
         let train = self.train_stage(&corpus, &scores, &selection)?;
         let student = self.trained(&train);
         folder.link("student", &student.folder);
-        let mut models = self.compared(&probe, &found.bottleneck);
+        let mut models = self.compared(probe.as_ref(), &found.bottleneck);
         models.push((Role::Student, student.clone()));
         let evaluation = self.evaluate_models(&corpus, models)?;
         let stages = self.stages.costs();
@@ -222,7 +249,8 @@ impl<'r> Run<'r> {
             adapter: self.student.adapter_name.clone(),
             parameters: self.student.spec.n_parameters() as u64,
             corpus: corpus.output,
-            probe: probe.output,
+            selector: self.plan.selection.selector().map(Path::to_owned),
+            probe: log,
             train_accuracy: found.accuracy,
             answer_logp: found.logp,
             bottleneck: found.bottleneck,
@@ -304,7 +332,7 @@ impl<'r> Run<'r> {
             return self.base();
         }
         Model {
-            name: format!("step-{step:06}"),
+            name: checkpoint_name(step),
             step: Some(step),
             folder: checkpoint_folder(&probe.folder, step),
             key: json!({ "run": probe.key, "step": step }),
@@ -326,6 +354,14 @@ impl<'r> Run<'r> {
             folder: checkpoint_folder(&train.folder, train.output.steps),
             key: json!({ "run": train.key, "step": train.output.steps }),
         }
+    }
+}
+
+/// What the probe's checkpoint after `step` steps is called; step 0 is the base.
+fn checkpoint_name(step: u64) -> String {
+    match step {
+        0 => "base".to_owned(),
+        step => format!("step-{step:06}"),
     }
 }
 

@@ -32,6 +32,10 @@ pub struct Summary {
     pub parameters: u64,
     /// What was learnt from.
     pub corpus: CorpusSummary,
+    /// The run of another student whose trajectory selected: `probe`, the curves and the bottleneck
+    /// are then that run's.
+    #[serde(default)]
+    pub selector: Option<PathBuf>,
     /// The plain fine-tuning run.
     pub probe: TrainLog,
     /// Accuracy on the training prompts of every checkpoint of the probe, base first; empty where

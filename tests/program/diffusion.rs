@@ -212,3 +212,118 @@ fn blocks_need_not_divide_anything() {
         }
     }
 }
+
+#[test]
+fn an_autoregressive_run_selects_for_a_masked_student() {
+    let world = world();
+    world.run(&["bottleneck.step=2"]).good();
+    let from = ["selection.from=runs/a", "selection.strategy=yet-to-learn"];
+    let select = |tau: &str, out: &str| run(&world, &[&from[..], &[tau, out]].concat());
+    let events = select("selection.tau=0.0", "out=runs/masked");
+    // It has no trajectory of its own.
+    let done = [
+        "corpus",
+        "select",
+        "train",
+        "evaluate-base",
+        "evaluate-student",
+    ];
+    assert_eq!(stages_done(&events), done);
+    let summary = world.json("runs/masked/summary.json");
+    let selector = world.json("runs/a/summary.json");
+    for same in ["probe", "bottleneck"] {
+        assert_eq!(summary[same], selector[same]);
+    }
+    assert!(summary["selector"].as_str().unwrap().ends_with("runs/a"));
+    assert_eq!(
+        summary["selection"]["tokens"],
+        selector["selection"]["tokens"]
+    );
+    let rising = |summary: &Value| summary["selection"]["rising"].as_u64().unwrap();
+    assert_eq!(rising(&summary), rising(&selector));
+    let kept = summary["selection"]["kept"].as_u64().unwrap();
+    let tokens = summary["selection"]["tokens"].as_u64().unwrap();
+    assert!(
+        kept > 0 && kept <= tokens - rising(&summary),
+        "{kept} of {tokens}"
+    );
+    // Another threshold shares the corpus and the base.
+    let events = select("selection.tau=0.05", "out=runs/other");
+    assert_eq!(
+        stages_done(&events),
+        ["select", "train", "evaluate-student"]
+    );
+
+    let refused = |sets: &[&str], parts: &[&str]| {
+        for command in ["check", "run"] {
+            let mut args = vec![command, "masked.toml"];
+            for set in from.iter().chain(sets) {
+                args.extend(["--set", set]);
+            }
+            let message = world.t3s(&args).failed(2);
+            for part in parts {
+                assert!(message.contains(part), "{message}\nlacks {part}");
+            }
+        }
+    };
+    refused(
+        &["selection.from=runs/none"],
+        &["runs/none", "summary.json", "t3s run"],
+    );
+    // One digit of a response is another: the first token that differs is shown.
+    let rows: Vec<String> = world
+        .read("traces.jsonl")
+        .lines()
+        .enumerate()
+        .map(|(n, line)| {
+            let mut row: Value = serde_json::from_str(line).unwrap();
+            if n == 3 {
+                let response = row["response"].as_str().unwrap().to_owned();
+                row["response"] = json!(format!("Q{}", &response[1..]));
+            }
+            row.to_string()
+        })
+        .collect();
+    world.write("edited.jsonl", rows.join("\n"));
+    let edited = "data.train=edited.jsonl";
+    refused(
+        &[edited],
+        &[
+            "selection.from",
+            "example 3, position",
+            "\"Q\"",
+            "here",
+            "there",
+        ],
+    );
+    refused(&["data.limit=9"], &["example 9"]);
+    // A step that the selector did not score.
+    let message = {
+        let signal = "selection.signal=logp@step:3";
+        let mut args = vec!["run", "masked.toml", "--set", signal];
+        for set in &from {
+            args.extend(["--set", set]);
+        }
+        world.t3s(&args).failed(2)
+    };
+    assert!(
+        message.contains("step 3") && message.contains("base, step-000002"),
+        "{message}"
+    );
+}
+
+#[test]
+fn options_of_one_family_mean_nothing_to_another() {
+    let world = world();
+    let message = world
+        .t3s(&["check", "masked.toml", "--set", "student.path=student"])
+        .failed(2);
+    assert!(message.contains("student.decode"), "{message}");
+    let message = world
+        .t3s(&["check", "masked.toml", "--set", "student.adapter=qwen3"])
+        .failed(1);
+    assert!(
+        message.contains("qwen3") && message.contains("config.json"),
+        "{message}"
+    );
+}

@@ -18,10 +18,7 @@ pub fn run(args: &SelectArgs, display: &Display) -> Result<(), Failure> {
         .iter()
         .map(|text| store(text))
         .collect::<Result<Vec<_>, _>>()?;
-    let mut selection = SelectionPlan {
-        strategy: args.strategy.clone(),
-        options: Table::new(),
-    };
+    let mut selection = SelectionPlan::new(&args.strategy, Table::new());
     let mut signals: BTreeMap<String, SignalPlan> = BTreeMap::new();
     for text in &args.overrides {
         set(text, &mut selection.options, &mut signals)?;

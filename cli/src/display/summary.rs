@@ -67,6 +67,9 @@ pub fn print_summary(summary: &Summary) {
         summary.corpus.response_tokens,
         summary.parameters as f64 / 1e6
     );
+    if let Some(selector) = &summary.selector {
+        println!("selected by the run in {}", selector.display());
+    }
     if let Some(first) = summary.train_accuracy.first() {
         let curve: Vec<String> = summary
             .train_accuracy

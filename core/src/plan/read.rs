@@ -273,22 +273,24 @@ fn plan_value(tree: &Node, path: &Path) -> Value {
     }
 
     if let Some(Value::Table(selection)) = plan.get_mut("selection") {
-        gather_options(selection, "strategy");
+        gather_options(selection, &["strategy", "from"]);
     }
     if let Some(Value::Table(signals)) = plan.get_mut("signals") {
         for (_, signal) in signals.iter_mut() {
             if let Value::Table(signal) = signal {
-                gather_options(signal, "kind");
+                gather_options(signal, &["kind"]);
             }
         }
     }
     Value::Table(plan)
 }
 
-fn gather_options(component: &mut toml::Table, name: &str) {
+fn gather_options(component: &mut toml::Table, own: &[&str]) {
     let mut options = std::mem::take(component);
-    if let Some(value) = options.remove(name) {
-        component.insert(name.to_owned(), value);
+    for name in own {
+        if let Some(value) = options.remove(*name) {
+            component.insert((*name).to_owned(), value);
+        }
     }
     component.insert("options".to_owned(), Value::Table(options));
 }

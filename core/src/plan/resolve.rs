@@ -210,6 +210,8 @@ fn missing_checkpoint(plan: &RunPlan, at: &CheckpointRef) -> Option<String> {
             "a plan cannot name a reference model yet; use base, bottleneck, final or step:N"
                 .to_owned(),
         ),
+        // Which checkpoints another run has, its folder says.
+        _ if plan.selection.selector().is_some() => None,
         CheckpointRef::Step(step) => {
             let (every, last) = (plan.probe.checkpoint_every, plan.probe.training.steps);
             let laid = *step == last || (*step < last && every > 0 && step.is_multiple_of(every));
@@ -253,7 +255,12 @@ pub(super) fn conform_components(
         conform_component(node, name, kind, at, registry, problems, warnings);
     };
     if let Some(selection) = table.get_mut("selection") {
+        // Beside the options, and none of them.
+        let from = selection.as_table_mut().and_then(|s| s.remove("from"));
         conform(selection, "strategy", Kind::Strategy, "selection");
+        if let (Some(from), Some(table)) = (from, selection.as_table_mut()) {
+            table.insert("from".to_owned(), from);
+        }
     }
     let signals = table.get_mut("signals").and_then(Node::as_table_mut);
     for (id, signal) in signals.into_iter().flatten() {

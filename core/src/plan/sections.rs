@@ -438,10 +438,31 @@ pub struct SignalPlan {
 pub struct SelectionPlan {
     /// Name of the strategy; see `t3s list`.
     pub strategy: String,
+    /// The run folder of another student with the same tokens, whose trajectory is read in place of
+    /// this student's own: no probe is run and nothing is scored here. Empty: this student's own.
+    #[serde(default)]
+    #[schemars(extend("x-path" = true))]
+    pub from: PathBuf,
     /// Its options. In a plan they stand beside `strategy`.
     #[serde(default)]
     #[schemars(with = "BTreeMap<String, serde_json::Value>")]
     pub options: toml::Table,
+}
+
+impl SelectionPlan {
+    /// The strategy `strategy` with these options, on the student's own trajectory.
+    pub fn new(strategy: impl Into<String>, options: toml::Table) -> Self {
+        Self {
+            strategy: strategy.into(),
+            from: PathBuf::new(),
+            options,
+        }
+    }
+
+    /// The other student's run, where its trajectory is read.
+    pub fn selector(&self) -> Option<&std::path::Path> {
+        Some(self.from.as_path()).filter(|path| !path.as_os_str().is_empty())
+    }
 }
 
 /// `[train]`: the training run.

@@ -371,7 +371,7 @@ mod tests {
         };
         assert_eq!(root.keys[0].name, "extends");
         assert_eq!(keys("plugins"), ["load", "sha256"]);
-        assert_eq!(keys("selection"), ["strategy"]);
+        assert_eq!(keys("selection"), ["strategy", "from"]);
         assert_eq!(keys("probe")[..2], ["checkpoint_every", "seed"]);
         assert_eq!(keys("probe")[2..], keys("train"));
         let Shape::Table(train) = &root.key("train").expect("train").shape else {

@@ -74,6 +74,7 @@ impl RunPlan {
             &mut self.data.train,
             &mut self.data.chat_template,
             &mut self.eval.data,
+            &mut self.selection.from,
         ]
         .into_iter()
         .chain(&mut self.plugins.load)

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::ControlFlow,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Instant,
 };
@@ -11,12 +11,12 @@ use std::{
 use serde_json::{Value, json};
 use t3s_core::{
     CheckpointRef, Fingerprint, Observable, ObservableRef, TokenTable, When,
-    plan::{self, GeneratePlan, TrainPlan},
+    plan::{self, GeneratePlan, SelectionPlan, TrainPlan},
 };
 use t3s_data::store::{self, StoreMeta};
 use t3s_engine::{Columns, OnlineSelection, Scoring, head::SketchSpec, score, tokens_read};
 
-use super::{Model, Run, steps_of};
+use super::{Model, Run, checkpoint_name, steps_of};
 use crate::{
     bottleneck::Bottleneck,
     corpus,
@@ -24,6 +24,7 @@ use crate::{
     evaluate::{Accuracy, Examination, Question, questions, training_questions},
     events::Event,
     select::{Scored, Selection, apply, describe, extremes, join, only, signals, weigh},
+    selector::Selector,
     stage::{Done, StageKey},
     summary::{CorpusSummary, Evaluation, Role},
     training::{TrainLog, Training},
@@ -97,7 +98,45 @@ impl Run<'_> {
         probe: &Done<TrainLog>,
         bottleneck: u64,
     ) -> Result<Scores, PipelineError> {
-        let checkpoints = &probe.output.checkpoints;
+        let names = self.wanted(bottleneck, &probe.output.checkpoints);
+        let stages = names
+            .keys()
+            .map(|step| {
+                let model = self.checkpoint(probe, *step);
+                self.score_stage(corpus, *step, &model, self.sketch(&names[step]))
+            })
+            .collect::<Result<_, PipelineError>>()?;
+        Ok(Scores { stages, names })
+    }
+
+    /// What the run of another student has recorded, as scores of this one.
+    pub(super) fn selector_scores(&self, selector: &Selector) -> Result<Scores, PipelineError> {
+        let summary = &selector.summary;
+        let names = self.wanted(summary.bottleneck.step, &summary.probe.checkpoints);
+        let mut stages = Vec::new();
+        for step in names.keys() {
+            let model = checkpoint_name(*step);
+            let scalars = selector.stage(&format!("score-{model}"), TOKENS)?;
+            let sketches = match self.sketch(&names[step]) {
+                Some(_) => selector.stage(&format!("sketch-{model}"), TOKENS)?,
+                None => None,
+            };
+            stages.push(ScoreStage {
+                step: *step,
+                scalars: scalars.ok_or_else(|| selector.lacks(*step))?,
+                sketches,
+            });
+        }
+        let (table, meta) = selector.tokens()?;
+        let odd = selector.agree((&table, &meta), self.corpus()?, &self.tokenizer)?;
+        if let Some(odd) = odd {
+            self.warn("select", odd);
+        }
+        Ok(Scores { stages, names })
+    }
+
+    /// The steps whose columns are read, with the names that the columns are known by.
+    fn wanted(&self, bottleneck: u64, checkpoints: &[u64]) -> BTreeMap<u64, Vec<CheckpointRef>> {
         let mut names: BTreeMap<u64, Vec<CheckpointRef>> = BTreeMap::new();
         let wanted: BTreeSet<CheckpointRef> = self
             .components
@@ -118,14 +157,7 @@ impl Run<'_> {
                 }
             }
         }
-        let stages = names
-            .keys()
-            .map(|step| {
-                let model = self.checkpoint(probe, *step);
-                self.score_stage(corpus, *step, &model, self.sketch(&names[step]))
-            })
-            .collect::<Result<_, PipelineError>>()?;
-        Ok(Scores { stages, names })
+        names
     }
 
     /// The sketches that the plan asks for, or a signal at a checkpoint of these `names`.
@@ -237,7 +269,7 @@ impl Run<'_> {
 
     /// How checkpoints are scored.
     pub(super) fn scoring(&self, columns: Columns) -> Scoring {
-        Scoring::of(&self.plan.score, columns, self.plan.seed)
+        Scoring::of(&self.plan.score, columns, self.plan.probe.seed)
     }
 
     fn store_meta(&self, model: &Model) -> Result<StoreMeta, PipelineError> {
@@ -302,7 +334,11 @@ impl Run<'_> {
             2,
             json!({
                 "stores": stores,
-                "selection": self.plan.selection,
+                // Where the stores lie is not what is in them.
+                "selection": SelectionPlan {
+                    from: PathBuf::new(),
+                    ..self.plan.selection.clone()
+                },
                 "signals": read,
                 // A plugin that was built anew may decide otherwise.
                 "plugins": self.plan.plugins.sha256,
@@ -353,7 +389,8 @@ impl Run<'_> {
                 let path = part.folder.join(TOKENS);
                 let (table, meta) =
                     store::read_table(&path).map_err(PipelineError::data("select"))?;
-                if meta.hashes != corpus.output.hashes {
+                // Another student's tokens have been compared one by one.
+                if self.selector.is_none() && meta.hashes != corpus.output.hashes {
                     return Err(PipelineError::BrokenStage {
                         folder: part.folder.clone(),
                         message: "its token store was made from other data".into(),
@@ -436,12 +473,16 @@ impl Run<'_> {
         })
     }
 
-    /// What the student is compared with: whatever is selected, it is the same.
+    /// What the student is compared with: whatever is selected, it is the same. Without a probe of
+    /// its own that is the base.
     pub(super) fn compared(
         &self,
-        probe: &Done<TrainLog>,
+        probe: Option<&Done<TrainLog>>,
         bottleneck: &Bottleneck,
     ) -> Vec<(Role, Model)> {
+        let Some(probe) = probe else {
+            return vec![(Role::Base, self.base())];
+        };
         let last = probe.output.steps;
         vec![
             (Role::Base, self.base()),
