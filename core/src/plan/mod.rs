@@ -20,6 +20,7 @@ pub mod resolve;
 pub mod sections;
 mod shape;
 mod source;
+mod train_section;
 mod write;
 
 #[cfg(test)]
