@@ -11,7 +11,7 @@ use t3s_core::{
 use t3s_data::DataError;
 use t3s_engine::EngineError;
 
-use crate::grader::GraderError;
+use crate::{grader::GraderError, merge::MergeError};
 
 /// Why a run stopped.
 #[derive(Debug, thiserror::Error)]
@@ -111,6 +111,15 @@ pub enum PipelineError {
         folder: PathBuf,
         /// What is wrong.
         message: String,
+    },
+    /// `[merge]` gives no model.
+    #[error("merge.{name}: {source}")]
+    Merge {
+        /// The model's name in the plan.
+        name: String,
+        /// Why.
+        #[source]
+        source: MergeError,
     },
     /// The strategy gave every token the weight 0.
     #[error(

@@ -2,6 +2,7 @@
 //! what came before.
 
 mod bottleneck_stage;
+mod compared;
 pub mod sft;
 mod stages;
 
@@ -30,7 +31,7 @@ use crate::{
     selector::Selector,
     stage::{Done, StageKey, Stages, write_json},
     student::Student,
-    summary::{CorpusSummary, Role, Summary},
+    summary::{CorpusSummary, Summary},
     training::{TrainLog, checkpoint_folder},
 };
 
@@ -73,7 +74,7 @@ pub fn prepare(
 ) -> Result<(), PipelineError> {
     in_folder(plan, registry, observer, interrupt, |run, _, _| {
         let before = run.before_selection()?;
-        let models = run.compared(before.probe.as_ref(), &before.found.bottleneck);
+        let models = run.compared(before.probe.as_ref(), &before.found.bottleneck)?;
         run.evaluate_models(&before.corpus, models).map(|_| ())
     })
 }
@@ -236,8 +237,8 @@ impl<'r> Run<'r> {
         let train = self.train_stage(&corpus, &scores, &selection)?;
         let student = self.trained(&train);
         folder.link("student", &student.folder);
-        let mut models = self.compared(probe.as_ref(), &found.bottleneck);
-        models.push((Role::Student, student.clone()));
+        let mut models = self.compared(probe.as_ref(), &found.bottleneck)?;
+        models.extend(self.compared_of(&student, probe.as_ref(), &found.bottleneck)?);
         let evaluation = self.evaluate_models(&corpus, models)?;
         let stages = self.stages.costs();
         Ok(Summary {

@@ -108,6 +108,8 @@ pub struct StepAccuracy {
 pub struct Evaluation {
     /// Which model.
     pub model: Role,
+    /// Its name: `base`, `bottleneck`, `sft`, `student`, or the plan's in `[merge]`.
+    pub name: String,
     /// The probe's step, where it is one of its checkpoints.
     pub step: Option<u64>,
     /// The counts.
@@ -127,8 +129,21 @@ pub enum Role {
     Bottleneck,
     /// The probe's last checkpoint: plain fine-tuning.
     ProbeFinal,
+    /// A sum of others, named in `[merge]`.
+    Merged,
     /// The student trained with the selection.
     Student,
+}
+
+impl Evaluation {
+    /// The model in words, for a table.
+    pub fn label(&self) -> String {
+        match (self.model, self.step) {
+            (Role::Merged, _) => self.name.clone(),
+            (role, Some(step)) if step > 0 => format!("{}, step {step}", role.label()),
+            (role, _) => role.label().to_owned(),
+        }
+    }
 }
 
 impl Role {
@@ -138,6 +153,7 @@ impl Role {
     /// In one word, for a command line.
     pub fn word(self) -> &'static str {
         match self {
+            Self::Merged => "merged",
             Self::Base => "base",
             Self::Bottleneck => "bottleneck",
             Self::ProbeFinal => "sft",
@@ -151,6 +167,7 @@ impl Role {
             Self::Base => "base",
             Self::Bottleneck => "bottleneck",
             Self::ProbeFinal => "probe (plain SFT)",
+            Self::Merged => "merged",
             Self::Student => "student",
         }
     }

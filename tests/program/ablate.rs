@@ -175,8 +175,89 @@ fn each_seed_may_have_a_probe_of_its_own() {
     assert_eq!((count(&events, "corpus"), count(&events, "probe")), (1, 2));
     let table = table(&said);
     assert_eq!(row(&table, "base")["seeds"].as_array().unwrap().len(), 1);
-    let sft = row(&table, "probe (plain SFT)");
+    let sft = row(&table, "probe (plain SFT), step 4");
     assert_eq!(sft["seeds"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn sums_of_models_are_examined_beside_the_student() {
+    let world = World::new();
+    let rrt = "merge.rrt=base + final - bottleneck";
+    let soup = "merge.soup=student + final - base";
+    let cells = [
+        "--set",
+        rrt,
+        "--set",
+        soup,
+        "--grid",
+        "selection.strategy=t3s,all",
+    ];
+    let said = ablate(&world, &[&cells[..], &["--baseline", "rrt"]].concat()).good();
+    let events = said.json();
+    for (stage, times) in [
+        ("merge-rrt", 1),
+        ("evaluate-rrt", 1),
+        ("merge-soup", 2),
+        ("evaluate-soup", 2),
+    ] {
+        assert_eq!(count(&events, stage), times, "{stage}");
+    }
+    let table = table(&said);
+    for model in ["rrt", "soup", "soup of all"] {
+        assert!(row(&table, model)["accuracy"].is_number(), "{model}");
+    }
+    assert!(row(&table, "t3s")["difference"].is_number());
+    // The same as on the command line.
+    let stages = world.path(&format!("{FOLDER}/runs/t3s-s3/stages"));
+    let stage = |name: &str| {
+        let mut found = fs::read_dir(&stages).unwrap().map(|e| e.unwrap().path());
+        found
+            .find(|path| {
+                path.file_name()
+                    .unwrap()
+                    .to_string_lossy()
+                    .starts_with(name)
+            })
+            .unwrap_or_else(|| panic!("no stage {name}"))
+    };
+    let checkpoint = |step: u64| stage("probe-").join(format!("checkpoints/step-{step:06}"));
+    let (last, valley) = (checkpoint(4), checkpoint(2));
+    let words = [
+        "student",
+        "+",
+        last.to_str().unwrap(),
+        "-",
+        valley.to_str().unwrap(),
+    ];
+    world
+        .t3s(&[&["merge"], &words[..], &["--out", "rrt"]].concat())
+        .good();
+    let weights = |folder: &std::path::Path| fs::read(folder.join("model.safetensors")).unwrap();
+    assert!(weights(&world.path("rrt")) == weights(&stage("merge-rrt-").join("model")));
+
+    let lora = "train.lora={rank=2, targets=[\"q_proj\", \"down_proj\"]}";
+    let args = [
+        "--set",
+        rrt,
+        "--set",
+        lora,
+        "--cell",
+        "t3s",
+        "--out",
+        "runs/lora",
+    ];
+    let low_rank = self::table(&ablate(&world, &args).good());
+    assert!(row(&low_rank, "rrt")["accuracy"].is_number());
+    let message = ablate(&world, &["--set", "merge.rrt=base + last"]).failed(2);
+    assert!(
+        message.contains("merge.rrt") && message.contains("step:N"),
+        "{message}"
+    );
+    let message = ablate(&world, &["--set", "merge.x=base + step:3"]).failed(2);
+    assert!(
+        message.contains("merge.x") && message.contains("checkpoints every 2"),
+        "{message}"
+    );
 }
 
 #[test]

@@ -46,13 +46,9 @@ pub fn accuracy_table(rows: Vec<Vec<String>>) -> Table {
 }
 
 fn evaluation_table(evaluation: &[Evaluation]) -> Option<Table> {
-    let rows = evaluation.iter().map(|evaluation| {
-        let mut model = evaluation.model.label().to_owned();
-        if let Some(step) = evaluation.step.filter(|step| *step > 0) {
-            model += &format!(", step {step}");
-        }
-        accuracy_row(model, &evaluation.accuracy)
-    });
+    let rows = evaluation
+        .iter()
+        .map(|evaluation| accuracy_row(evaluation.label(), &evaluation.accuracy));
     let rows: Vec<_> = rows.collect();
     (!rows.is_empty()).then(|| accuracy_table(rows))
 }

@@ -2,8 +2,10 @@
 
 use super::{
     error::Problem,
+    merge::{MergeModel, MergePlan, MergeTerm},
     sections::{GeneratePlan, RunPlan, TrainPlan},
 };
+use crate::CheckpointRef;
 
 /// Reports every key of `plan` whose value makes no sense.
 pub(super) fn check(plan: &RunPlan, report: &mut dyn FnMut(&str, Problem)) {
@@ -50,6 +52,10 @@ pub(super) fn check(plan: &RunPlan, report: &mut dyn FnMut(&str, Problem)) {
     check.whole("score.batch_tokens", plan.score.batch_tokens as u64);
     check.whole("score.draws", u64::from(plan.score.draws));
 
+    for (name, merge) in &plan.merge {
+        check.merge(name, merge, plan);
+    }
+
     check.whole("eval.samples", plan.eval.samples as u64);
     check.text("eval.fields.question", &plan.eval.fields.question);
     check.generate("eval.generate", &plan.eval.generate);
@@ -62,6 +68,12 @@ pub(super) fn check(plan: &RunPlan, report: &mut dyn FnMut(&str, Problem)) {
             "a signal's id must have no dot and not be empty",
         );
     }
+}
+
+/// Whether the probe keeps the model after `step` steps, from 1.
+pub(super) fn has_checkpoint(plan: &RunPlan, step: u64) -> bool {
+    let (every, last) = (plan.probe.checkpoint_every, plan.probe.training.steps);
+    step == last || (step < last && every > 0 && step.is_multiple_of(every))
 }
 
 /// Which checkpoints the probe lays down, in words.
@@ -150,6 +162,41 @@ impl Check<'_> {
                 !lora.targets.is_empty(),
                 "must name at least one projection",
             );
+        }
+    }
+
+    fn merge(&mut self, name: &str, merge: &MergePlan, plan: &RunPlan) {
+        const TAKEN: [&str; 5] = ["base", "bottleneck", "final", "sft", "student"];
+        let key = format!("merge.{name}");
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        self.rule(
+            &key,
+            format!("{name:?}"),
+            !name.is_empty() && name.chars().all(plain) && !TAKEN.contains(&name),
+            "a model's name has small letters, digits and hyphens and is none of base, bottleneck, \
+             final, sft and student",
+        );
+        let own = |term: &MergeTerm| {
+            matches!(
+                term.model,
+                MergeModel::Student | MergeModel::At(CheckpointRef::Base)
+            )
+        };
+        if plan.selection.selector().is_some() {
+            let other = merge.terms.iter().find(|term| !own(term));
+            self.rule(
+                &key,
+                other.map_or_else(String::new, |term| term.model.to_string()),
+                other.is_none(),
+                "only base and student: beside selection.from there is no probe of this student",
+            );
+            return;
+        }
+        for term in &merge.terms {
+            if let MergeModel::At(CheckpointRef::Step(step)) = term.model {
+                let there = step == 0 || has_checkpoint(plan, step);
+                self.rule(&key, format!("step:{step}"), there, &checkpoints(plan));
+            }
         }
     }
 

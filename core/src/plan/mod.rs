@@ -12,6 +12,7 @@
 mod check;
 mod error;
 mod explain;
+pub mod merge;
 mod overrides;
 mod plugins;
 mod read;
@@ -30,6 +31,7 @@ use std::path::Path;
 
 pub use error::{Place, PlanError, PlanErrors, PlanWarning, Problem};
 pub use explain::{Explanation, Origin, Origins};
+pub use merge::{MergeModel, MergePlan, MergeTerm};
 pub use reference::reference_markdown;
 pub use resolve::{Resolved, components, selection_components};
 pub use sections::*;

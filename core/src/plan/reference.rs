@@ -45,7 +45,7 @@ fn section(name: &str, key: &KeyShape, text: &mut String) {
         let own: Vec<&KeyShape> = table
             .keys
             .iter()
-            .filter(|k| matches!(k.default, Default::Value(_)))
+            .filter(|k| ["checkpoint_every", "seed"].contains(&k.name.as_str()))
             .collect();
         rows(&own, text);
         return;

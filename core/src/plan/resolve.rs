@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use toml::Value;
 
 use super::{
-    check::checkpoints,
+    check::{checkpoints, has_checkpoint},
     error::{PlanErrors, PlanWarning, Problem, Problems},
     read::{conform_table, join},
     sections::{RunPlan, SelectionPlan, SignalPlan},
@@ -212,11 +212,7 @@ fn missing_checkpoint(plan: &RunPlan, at: &CheckpointRef) -> Option<String> {
         ),
         // Which checkpoints another run has, its folder says.
         _ if plan.selection.selector().is_some() => None,
-        CheckpointRef::Step(step) => {
-            let (every, last) = (plan.probe.checkpoint_every, plan.probe.training.steps);
-            let laid = *step == last || (*step < last && every > 0 && step.is_multiple_of(every));
-            (!laid).then(|| checkpoints(plan))
-        }
+        CheckpointRef::Step(step) => (!has_checkpoint(plan, *step)).then(|| checkpoints(plan)),
         _ => None,
     }
 }

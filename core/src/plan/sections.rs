@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::merge::MergePlan;
 pub use super::train_section::{AdamWPlan, LoraPlan, Normaliser, Recompute, Schedule, TrainPlan};
 
 /// A resolved plan. What is saved with every run, and what its stages are keyed by.
@@ -42,6 +43,11 @@ pub struct RunPlan {
     pub selection: SelectionPlan,
     /// The training run.
     pub train: TrainPlan,
+    /// Further models, each a signed sum of others, examined beside the student, e.g.
+    /// `rrt = "base + final - bottleneck"`. The words are `base`, `bottleneck`, `final`, `step:N` and
+    /// `student`.
+    #[serde(default)]
+    pub merge: BTreeMap<String, MergePlan>,
     /// How models are compared at the end.
     #[serde(default)]
     pub eval: EvalPlan,

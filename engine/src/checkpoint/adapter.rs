@@ -8,13 +8,14 @@ use t3s_core::{DecoderSpec, atomic, plan::LoraPlan};
 
 use super::{
     folder::{load_params, write_file},
-    read::{Opened, read_opened},
+    read::{TensorFile, read_opened},
     write::write_tensors,
 };
 use crate::{decoder::Decoder, error::EngineError, layers::lora, params::Params};
 
 const CONFIG: &str = "adapter_config.json";
-const WEIGHTS: &str = "adapter_model.safetensors";
+/// The tensors of an adapter, in its folder.
+pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
 
 /// Keys of `adapter_config.json` that change what an adapter computes, and the values with which it
 /// is plain LoRA.
@@ -86,7 +87,7 @@ pub fn save_adapter(
         .collect();
     atomic::write_folder(folder, |new| {
         write_file(&new.join(CONFIG), &text)?;
-        write_tensors(&new.join(WEIGHTS), tensors)
+        write_tensors(&new.join(ADAPTER_WEIGHTS), tensors)
     })
 }
 
@@ -101,7 +102,7 @@ pub fn load_adapter(
     spec: &DecoderSpec,
     device: &Device,
 ) -> Result<Decoder, EngineError> {
-    let plan = read_plan(folder)?;
+    let plan = adapter_plan(folder)?;
     let mut params = load_params(base, spec, device)?;
     // The adapter's names and shapes are those of a fresh one.
     let mut fresh = Params::default();
@@ -114,8 +115,8 @@ pub fn load_adapter(
         .skip(params.len())
         .map(|(_, param)| (param.name.clone(), param.tensor.dims().to_vec()))
         .collect();
-    let path = folder.join(WEIGHTS);
-    let mut file = [Opened::new(&path)?];
+    let path = folder.join(ADAPTER_WEIGHTS);
+    let mut file = [TensorFile::open(&path)?];
     let stranger = |name: &&str| !wanted.iter().any(|(known, _)| known == name);
     if let Some(name) = file[0].names().find(stranger) {
         return Err(EngineError::Checkpoint {
@@ -130,7 +131,11 @@ pub fn load_adapter(
     Decoder::new(spec.clone(), params, Some(&plan))
 }
 
-fn read_plan(folder: &Path) -> Result<LoraPlan, EngineError> {
+/// Rank, scale and targets of the adapter in `folder`.
+///
+/// # Errors
+/// When its configuration cannot be read, or it is more than plain LoRA; names the key.
+pub fn adapter_plan(folder: &Path) -> Result<LoraPlan, EngineError> {
     let path = folder.join(CONFIG);
     let refuse = |message: String| EngineError::Checkpoint {
         path: path.clone(),
@@ -176,13 +181,13 @@ fn read_plan(folder: &Path) -> Result<LoraPlan, EngineError> {
         names.collect::<Option<Vec<String>>>()
     });
     match (config["r"].as_u64(), config["lora_alpha"].as_f64(), targets) {
-        (Some(rank), Some(alpha), Some(targets)) => Ok(LoraPlan {
+        (Some(rank), Some(alpha), Some(targets)) if rank > 0 => Ok(LoraPlan {
             rank: rank as usize,
             alpha,
             targets,
         }),
         _ => Err(refuse(
-            "r, lora_alpha and a list target_modules are needed".to_owned(),
+            "r (at least 1), lora_alpha and a list target_modules are needed".to_owned(),
         )),
     }
 }

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use t3s_core::{DecoderSpec, atomic};
 
 use super::{
-    read::{Opened, read_opened},
+    read::{TensorFile, read_opened},
     write::write_tensors,
 };
 use crate::{decoder::Decoder, error::EngineError, params::Params};
@@ -86,7 +86,7 @@ pub fn load_params(
 ) -> Result<Params, EngineError> {
     let mut files = weight_files(folder)?
         .iter()
-        .map(|path| Opened::new(path))
+        .map(|path| TensorFile::open(path))
         .collect::<Result<Vec<_>, _>>()?;
     let wanted: Vec<(String, Vec<usize>)> = spec
         .tensors()

@@ -18,18 +18,23 @@ use crate::error::EngineError;
 /// Longest header that the format allows, bytes.
 const MAX_HEADER: u64 = 100_000_000;
 
-/// An opened file: its header, and where the data begins.
-pub(super) struct Opened {
+/// An opened safetensors file.
+#[derive(Debug)]
+pub struct TensorFile {
     path: PathBuf,
     file: File,
-    data: u64,
+    /// The length prefix and the header, as they stand.
+    header: Vec<u8>,
     length: u64,
     tensors: BTreeMap<String, TensorInfo>,
 }
 
-impl Opened {
+impl TensorFile {
     /// Reads and checks the header.
-    pub(super) fn new(path: &Path) -> Result<Self, EngineError> {
+    ///
+    /// # Errors
+    /// When the file cannot be read, is truncated before the data, or is no safetensors file.
+    pub fn open(path: &Path) -> Result<Self, EngineError> {
         let io = |source| EngineError::io(path, source);
         let broken = |message: String| EngineError::Checkpoint {
             path: path.to_owned(),
@@ -44,16 +49,17 @@ impl Opened {
             )));
         }
         file.read_exact(&mut prefix).map_err(io)?;
-        let header = u64::from_le_bytes(prefix);
-        if header > MAX_HEADER || header > length - 8 {
+        let size = u64::from_le_bytes(prefix);
+        if size > MAX_HEADER || size > length - 8 {
             return Err(broken(format!(
-                "its header should have {header} bytes and the file has {length}; it is truncated \
+                "its header should have {size} bytes and the file has {length}; it is truncated \
                  or no safetensors file"
             )));
         }
-        let mut text = vec![0; header as usize];
-        file.read_exact(&mut text).map_err(io)?;
-        let metadata: Metadata = serde_json::from_slice(&text)
+        let mut header = prefix.to_vec();
+        header.resize(8 + size as usize, 0);
+        file.read_exact(&mut header[8..]).map_err(io)?;
+        let metadata: Metadata = serde_json::from_slice(&header[8..])
             .map_err(|e| broken(format!("its header is no safetensors header: {e}")))?;
         let tensors = metadata
             .tensors()
@@ -63,14 +69,98 @@ impl Opened {
         Ok(Self {
             path: path.to_owned(),
             file,
-            data: 8 + header,
+            header,
             length,
             tensors,
         })
     }
 
-    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The length prefix and the header, as they stand in the file: what data in the same order has
+    /// to follow.
+    pub fn header(&self) -> &[u8] {
+        &self.header
+    }
+
+    /// The tensors' names, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
+    }
+
+    /// Type, shape and place of the tensor `name`.
+    pub fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.tensors.get(name)
+    }
+
+    /// The tensors as their data lies in the file.
+    pub fn in_order(&self) -> Vec<(String, TensorInfo)> {
+        let mut all: Vec<_> = self.tensors.clone().into_iter().collect();
+        all.sort_by_key(|(_, info)| info.data_offsets);
+        all
+    }
+
+    /// Refuses a file whose data is not exactly what its header says, without a gap.
+    ///
+    /// # Errors
+    /// Names the tensor, or the length.
+    pub fn expect_whole(&self) -> Result<(), EngineError> {
+        let mut end = 0;
+        for (name, info) in self.in_order() {
+            let (from, to) = info.data_offsets;
+            if from != end || bytes_of(&info) != to.checked_sub(from) {
+                return Err(self.broken(format!(
+                    "tensor {name} has bytes {from} to {to} of the data, which its shape and type \
+                     or its neighbours contradict; the header is damaged"
+                )));
+            }
+            end = to;
+        }
+        let expected = (self.header.len() as u64).saturating_add(end as u64);
+        if expected != self.length {
+            return Err(self.broken(format!(
+                "should have {expected} bytes and has {}; copy or download it again",
+                self.length
+            )));
+        }
+        Ok(())
+    }
+
+    /// The bytes of the tensor `name`, as they stand.
+    ///
+    /// # Errors
+    /// When there is no such tensor, the header contradicts itself, or the file is truncated.
+    pub fn bytes(&mut self, name: &str) -> Result<Vec<u8>, EngineError> {
+        let Some(info) = self.tensors.get(name) else {
+            return Err(self.broken(format!("has no tensor {name}")));
+        };
+        let (start, end) = info.data_offsets;
+        let shape = &info.shape;
+        if bytes_of(info) != end.checked_sub(start) {
+            return Err(self.broken(format!(
+                "tensor {name} of shape {shape:?} has bytes {start} to {end} of the data, which \
+                 its type {:?} contradicts; the header is damaged",
+                info.dtype
+            )));
+        }
+        let data = self.header.len() as u64;
+        let end_in_file = data.saturating_add(end as u64);
+        if end_in_file > self.length {
+            return Err(self.broken(format!(
+                "tensor {name} of shape {shape:?} should end at byte {end_in_file}, but the file \
+                 has {} bytes: it is truncated; copy or download it again",
+                self.length
+            )));
+        }
+        let mut bytes = vec![0; end - start];
+        self.file
+            .seek(SeekFrom::Start(data + start as u64))
+            .and_then(|_| self.file.read_exact(&mut bytes))
+            .map_err(|source| EngineError::io(&self.path, source))?;
+        Ok(bytes)
     }
 
     /// Reads the tensor `name` as f32.
@@ -88,47 +178,37 @@ impl Opened {
                 found: info.shape.clone(),
             });
         }
-        let broken = |message: String| EngineError::Checkpoint {
-            path: self.path.clone(),
-            message,
-        };
-        let (start, end) = info.data_offsets;
-        let bits = shape.iter().product::<usize>() * info.dtype.bitsize();
-        if end < start || (end - start) * 8 != bits {
-            return Err(broken(format!(
-                "tensor {name} of shape {shape:?} has bytes {start} to {end} of the data, which \
-                 its type {:?} contradicts; the header is damaged",
-                info.dtype
-            )));
-        }
-        let end_in_file = self.data.saturating_add(end as u64);
-        if end_in_file > self.length {
-            return Err(broken(format!(
-                "tensor {name} of shape {shape:?} should end at byte {end_in_file}, but the file \
-                 has {} bytes: it is truncated; copy or download it again",
-                self.length
-            )));
-        }
         let dtype = match info.dtype {
             Dtype::F32 => DType::F32,
             Dtype::BF16 => DType::BF16,
             Dtype::F16 => DType::F16,
             Dtype::F64 => DType::F64,
             other => {
-                return Err(broken(format!(
+                return Err(self.broken(format!(
                     "tensor {name} is {other:?}; weights have to be F32, BF16, F16 or F64"
                 )));
             }
         };
-        let io = |source| EngineError::io(&self.path, source);
-        let mut bytes = vec![0; end - start];
-        self.file
-            .seek(SeekFrom::Start(self.data + start as u64))
-            .map_err(io)?;
-        self.file.read_exact(&mut bytes).map_err(io)?;
+        let bytes = self.bytes(name)?;
         let tensor = Tensor::from_raw_buffer(&bytes, dtype, shape, &Device::Cpu)?;
         Ok(tensor.to_dtype(DType::F32)?.to_device(device)?)
     }
+
+    fn broken(&self, message: String) -> EngineError {
+        EngineError::Checkpoint {
+            path: self.path.clone(),
+            message,
+        }
+    }
+}
+
+/// What a tensor of this shape and type takes; `None` when that is no number of bytes.
+fn bytes_of(info: &TensorInfo) -> Option<usize> {
+    let bits = info
+        .shape
+        .iter()
+        .try_fold(info.dtype.bitsize(), |n, d| n.checked_mul(*d))?;
+    bits.is_multiple_of(8).then_some(bits / 8)
 }
 
 /// Reads the tensors `names` (with the shapes they must have) from `files`, as f32, in the order of
@@ -144,14 +224,14 @@ pub fn read_tensors(
 ) -> Result<Vec<Tensor>, EngineError> {
     let mut opened = files
         .iter()
-        .map(|path| Opened::new(path))
+        .map(|path| TensorFile::open(path))
         .collect::<Result<Vec<_>, _>>()?;
     read_opened(&mut opened, names, device)
 }
 
 /// The same from files that are open.
 pub(super) fn read_opened(
-    files: &mut [Opened],
+    files: &mut [TensorFile],
     names: &[(String, Vec<usize>)],
     device: &Device,
 ) -> Result<Vec<Tensor>, EngineError> {
@@ -183,7 +263,7 @@ pub(super) fn read_opened(
         .collect()
 }
 
-fn list(files: &[Opened]) -> String {
+fn list(files: &[TensorFile]) -> String {
     let names: Vec<String> = files.iter().map(|f| f.path.display().to_string()).collect();
     names.join(", ")
 }

@@ -126,7 +126,7 @@ struct Graded {
 
 /// Compares what `outcomes` and the run folders of `ablation` hold.
 ///
-/// `baseline` is a cell's name or one of `base`, `bottleneck` and `sft`.
+/// `baseline` is a cell's name, `base`, `bottleneck`, `sft`, or a name of `[merge]`.
 ///
 /// # Errors
 /// When `baseline` is no row, or results cannot be read.
@@ -135,11 +135,11 @@ pub fn compare(
     outcomes: &BTreeMap<String, Outcome>,
     baseline: &str,
 ) -> Result<Comparison, AblateError> {
-    let (position, role) = find_baseline(ablation, baseline)?;
-    let mut shared: Vec<(Role, Row, Results)> = Vec::new();
+    let position = find_baseline(ablation, baseline)?;
+    let mut shared: Vec<(String, Row, Results)> = Vec::new();
     let mut cells: Vec<(Row, Results)> = Vec::new();
-    // Of each cell the shared rows that it stands beside, by role.
-    let mut beside: Vec<BTreeMap<Role, usize>> = Vec::new();
+    // Of each cell the shared rows that it stands beside, by name.
+    let mut beside: Vec<BTreeMap<String, usize>> = Vec::new();
     let mut masks = Vec::new();
     for cell in &ablation.cells {
         let mut row = Row {
@@ -149,7 +149,7 @@ pub fn compare(
             ..Row::default()
         };
         let mut results = Results::default();
-        let mut others: BTreeMap<Role, Results> = BTreeMap::new();
+        let mut others: Vec<(String, String, Results)> = Vec::new();
         let mut kept = BTreeMap::new();
         let (mut kept_shares, mut seconds) = (Vec::new(), Vec::new());
         for run in &cell.runs {
@@ -172,9 +172,21 @@ pub fn compare(
             };
             for evaluation in &summary.evaluation {
                 let graded = Graded::read(evaluation)?;
-                let to = match evaluation.model {
-                    Role::Student => &mut results,
-                    role => others.entry(role).or_default(),
+                let place = others.iter().position(|(n, _, _)| *n == evaluation.name);
+                let to = match (evaluation.model, place) {
+                    (Role::Student, _) => &mut results,
+                    (role, Some(place)) => {
+                        if others[place].1 != evaluation.label() {
+                            // E.g. the bottleneck, at another step under each seed.
+                            others[place].1 = role.label().to_owned();
+                        }
+                        &mut others[place].2
+                    }
+                    (_, None) => {
+                        let (name, label) = (evaluation.name.clone(), evaluation.label());
+                        others.push((name, label, Results::default()));
+                        &mut others.last_mut().expect("just pushed").2
+                    }
                 };
                 to.by_seed.insert(run.plan.seed, graded);
             }
@@ -199,15 +211,15 @@ pub fn compare(
                 let same = of.get(own).map(|at| &shared[*at].1.model);
                 same == Some(&row.model)
             });
-            both?.get(&role?).map(|at| &shared[*at].2)
+            both?.get(baseline).map(|at| &shared[*at].2)
         });
-        rows.push(results.fill(row.clone(), with, Some(*own) == role));
+        let is_baseline = position.is_none() && own == baseline;
+        rows.push(results.fill(row.clone(), with, is_baseline));
     }
     for (index, (row, results)) in cells.iter().enumerate() {
-        let with = match (position, role) {
-            (Some(at), _) => Some(&cells[at].1),
-            (None, Some(role)) => beside[index].get(&role).map(|at| &shared[*at].2),
-            (None, None) => None,
+        let with = match position {
+            Some(at) => Some(&cells[at].1),
+            None => beside[index].get(baseline).map(|at| &shared[*at].2),
         };
         rows.push(results.fill(row.clone(), with, position == Some(index)));
     }
@@ -234,21 +246,26 @@ pub fn compare(
     })
 }
 
-/// Where `baseline` is: a cell, or else a model that cells share.
+/// Which cell `baseline` is; `None` for a model that cells share.
 ///
 /// # Errors
 /// When it is neither.
-pub fn find_baseline(
-    ablation: &Ablation,
-    baseline: &str,
-) -> Result<(Option<usize>, Option<Role>), AblateError> {
+pub fn find_baseline(ablation: &Ablation, baseline: &str) -> Result<Option<usize>, AblateError> {
     let names = || ablation.cells.iter().map(|cell| cell.name.as_str());
     if let Some(cell) = names().position(|name| name == baseline) {
-        return Ok((Some(cell), None));
+        return Ok(Some(cell));
     }
-    let words = Role::COMPARED.map(Role::word);
-    if let Some(role) = words.iter().position(|word| *word == baseline) {
-        return Ok((None, Some(Role::COMPARED[role])));
+    let plans = ablation.runs().into_iter().map(|(_, run)| &run.plan);
+    let merged: BTreeSet<&str> = plans
+        .flat_map(|plan| plan.merge.keys().map(String::as_str))
+        .collect();
+    let words: Vec<&str> = Role::COMPARED
+        .iter()
+        .map(|r| r.word())
+        .chain(merged)
+        .collect();
+    if words.contains(&baseline) {
+        return Ok(None);
     }
     let known: Vec<&str> = words.into_iter().chain(names()).collect();
     Err(AblateError::Baseline {
@@ -265,11 +282,11 @@ pub fn missing(comparison: &Comparison) -> usize {
 /// Puts a cell's shared models where the same ones are, or into new rows; says where.
 fn share(
     cell: &PlannedCell,
-    others: BTreeMap<Role, Results>,
-    shared: &mut Vec<(Role, Row, Results)>,
-) -> BTreeMap<Role, usize> {
+    others: Vec<(String, String, Results)>,
+    shared: &mut Vec<(String, Row, Results)>,
+) -> BTreeMap<String, usize> {
     let mut places = BTreeMap::new();
-    for (role, results) in others {
+    for (name, label, results) in others {
         let same = |known: &Results| {
             let mut common = results
                 .by_seed
@@ -280,7 +297,7 @@ fn share(
         };
         let found = shared
             .iter()
-            .position(|(other, _, known)| *other == role && same(known));
+            .position(|(other, _, known)| *other == name && same(known));
         let place = match found {
             Some(place) => {
                 let known = &mut shared[place].2.by_seed;
@@ -290,20 +307,20 @@ fn share(
                 place
             }
             None => {
-                let first = !shared.iter().any(|(other, _, _)| *other == role);
+                let first = !shared.iter().any(|(other, _, _)| *other == name);
                 let row = Row {
                     model: match first {
-                        true => role.label().to_owned(),
-                        false => format!("{} of {}", role.label(), cell.name),
+                        true => label,
+                        false => format!("{label} of {}", cell.name),
                     },
                     shared: true,
                     ..Row::default()
                 };
-                shared.push((role, row, results));
+                shared.push((name.clone(), row, results));
                 shared.len() - 1
             }
         };
-        places.insert(role, place);
+        places.insert(name, place);
     }
     places
 }

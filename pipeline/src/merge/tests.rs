@@ -3,6 +3,8 @@ use std::{collections::HashMap, fs, path::Path};
 use proptest::prelude::*;
 use safetensors::{Dtype, SafeTensors, serialize_to_file, tensor::TensorView};
 
+use t3s_engine::layers::lora;
+
 use super::*;
 
 type Model<'m> = &'m [(&'m str, Dtype, Vec<usize>, Vec<u8>)];
@@ -159,4 +161,143 @@ fn an_expression_has_signs_between_folders() {
         .map(|t| t.plus)
         .collect();
     assert_eq!(signs, [true, true, false]);
+}
+
+/// A model in two shards with an index.
+fn save_sharded(folder: &Path, shards: [Model<'_>; 2]) {
+    let mut map = serde_json::Map::new();
+    for (index, shard) in shards.into_iter().enumerate() {
+        save(folder, shard);
+        let file = format!("model-{}-of-2.safetensors", index + 1);
+        fs::rename(folder.join("model.safetensors"), folder.join(&file)).unwrap();
+        for (name, ..) in shard {
+            map.insert((*name).to_owned(), file.clone().into());
+        }
+    }
+    let index = serde_json::json!({ "metadata": {}, "weight_map": map });
+    fs::write(
+        folder.join("model.safetensors.index.json"),
+        index.to_string(),
+    )
+    .unwrap();
+}
+
+#[test]
+fn shards_stay_shards_and_may_be_cut_otherwise_elsewhere() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let x = |v: f32| ("x", Dtype::F32, vec![2], f32s(&[v, 2.0 * v]));
+    let y = |v: f32| ("y", Dtype::F32, vec![1], f32s(&[v]));
+    let z = |v: f32| ("z", Dtype::F32, vec![1], f32s(&[v]));
+    save_sharded(&root.join("a"), [&[x(1.0), z(3.0)], &[y(2.0)]]);
+    save_sharded(&root.join("b"), [&[y(20.0)], &[x(10.0), z(30.0)]]);
+    save(&root.join("c"), &[x(100.0), y(200.0), z(300.0)]);
+    merge(&terms(root, "a + b - c"), &root.join("out")).unwrap();
+    let files = t3s_engine::checkpoint::weight_files(&root.join("out")).unwrap();
+    assert_eq!(files.len(), 2);
+    let read = |file: &Path| -> Vec<(String, Vec<u8>)> {
+        let bytes = fs::read(file).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let mut all: Vec<_> = tensors
+            .iter()
+            .map(|(n, t)| (n.to_owned(), t.data().to_vec()))
+            .collect();
+        all.sort();
+        all
+    };
+    assert_eq!(
+        read(&files[0]),
+        [
+            ("x".to_owned(), f32s(&[-89.0, -178.0])),
+            ("z".to_owned(), f32s(&[-267.0]))
+        ]
+    );
+    assert_eq!(read(&files[1]), [("y".to_owned(), f32s(&[-178.0]))]);
+}
+
+#[test]
+fn a_tied_head_may_be_written_down_or_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let embed = |v: f32| ("embed.weight", Dtype::F32, vec![2, 1], f32s(&[v, -v]));
+    let head = |v: f32| ("lm_head.weight", Dtype::F32, vec![2, 1], f32s(&[v, -v]));
+    save(&root.join("twice"), &[embed(1.0), head(1.0)]);
+    save(&root.join("once"), &[embed(10.0)]);
+    save(&root.join("other"), &[embed(100.0), head(100.0)]);
+    save(&root.join("own-head"), &[embed(100.0), head(7.0)]);
+    merge(&terms(root, "twice + once - other"), &root.join("out")).unwrap();
+    for name in ["embed.weight", "lm_head.weight"] {
+        assert_eq!(
+            bytes_of(&root.join("out"), name).1,
+            f32s(&[-89.0, 89.0]),
+            "{name}"
+        );
+    }
+    merge(&terms(root, "once + twice"), &root.join("short")).unwrap();
+    assert_eq!(
+        bytes_of(&root.join("short"), "embed.weight").1,
+        f32s(&[11.0, -11.0])
+    );
+    for text in ["once + own-head", "own-head + once"] {
+        let error = merge(&terms(root, text), &root.join("x"))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("lm_head.weight: is in") && error.contains("tied"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn adapters_stand_for_the_first_model_with_themselves_added() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let norm = ("norm.weight", Dtype::F32, vec![2], f32s(&[5.0, 6.0]));
+    let weight = ("q_proj.weight", Dtype::F32, vec![3, 2], f32s(&[1.0; 6]));
+    save(&root.join("base"), &[weight, norm]);
+    let adapter = |name: &str, a: [f32; 2], b: [f32; 3], module: &str| {
+        let at = root.join(name);
+        let names = ["lora_A", "lora_B"].map(|part| lora::adapter_name(module, part));
+        save(
+            &at,
+            &[
+                (&names[0], Dtype::F32, vec![1, 2], f32s(&a)),
+                (&names[1], Dtype::F32, vec![3, 1], f32s(&b)),
+            ],
+        );
+        fs::remove_file(at.join("config.json")).unwrap();
+        fs::rename(
+            at.join("model.safetensors"),
+            at.join("adapter_model.safetensors"),
+        )
+        .unwrap();
+        let config = serde_json::json!({
+            "peft_type": "LORA", "r": 1, "lora_alpha": 2.0, "target_modules": ["q_proj"],
+        });
+        fs::write(at.join("adapter_config.json"), config.to_string()).unwrap();
+    };
+    adapter("final", [1.0, 0.0], [1.0, 2.0, 3.0], "q_proj.weight");
+    adapter("valley", [0.0, 1.0], [1.0, 1.0, 0.0], "q_proj.weight");
+    merge(&terms(root, "base + final - valley"), &root.join("out")).unwrap();
+    // 1 + (1 + 2 b a) - (1 + 2 b a), rows of b, columns of a.
+    let expected = [3.0, -1.0, 5.0, -1.0, 7.0, 1.0];
+    assert_eq!(
+        bytes_of(&root.join("out"), "q_proj.weight").1,
+        f32s(&expected)
+    );
+    assert_eq!(
+        bytes_of(&root.join("out"), "norm.weight").1,
+        f32s(&[5.0, 6.0])
+    );
+    adapter("stranger", [0.0, 1.0], [1.0, 1.0, 0.0], "v_proj.weight");
+    for (text, said) in [
+        ("base + stranger", "adapts another model"),
+        ("final + base", "adapters are added to the first model"),
+    ] {
+        let error = merge(&terms(root, text), &root.join("x"))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(said), "{text}: {error}");
+    }
 }

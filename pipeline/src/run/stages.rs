@@ -18,7 +18,6 @@ use t3s_engine::{Columns, OnlineSelection, Scoring, head::SketchSpec, score, tok
 
 use super::{Model, Run, checkpoint_name, steps_of};
 use crate::{
-    bottleneck::Bottleneck,
     corpus,
     error::PipelineError,
     evaluate::{Accuracy, Examination, Question, questions, training_questions},
@@ -473,24 +472,6 @@ impl Run<'_> {
         })
     }
 
-    /// What the student is compared with: whatever is selected, it is the same. Without a probe of
-    /// its own that is the base.
-    pub(super) fn compared(
-        &self,
-        probe: Option<&Done<TrainLog>>,
-        bottleneck: &Bottleneck,
-    ) -> Vec<(Role, Model)> {
-        let Some(probe) = probe else {
-            return vec![(Role::Base, self.base())];
-        };
-        let last = probe.output.steps;
-        vec![
-            (Role::Base, self.base()),
-            (Role::Bottleneck, self.checkpoint(probe, bottleneck.step)),
-            (Role::ProbeFinal, self.checkpoint(probe, last)),
-        ]
-    }
-
     /// Examines `models` as `[eval]` says.
     pub(super) fn evaluate_models(
         &self,
@@ -535,6 +516,10 @@ impl Run<'_> {
             };
             evaluation.push(Evaluation {
                 model: role,
+                name: match role {
+                    Role::Merged => model.name,
+                    role => role.word().to_owned(),
+                },
                 step: model.step,
                 accuracy,
                 answers,
