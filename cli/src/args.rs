@@ -43,6 +43,10 @@ pub enum Command {
     Select(SelectArgs),
     /// Generate and grade answers
     Eval(EvalArgs),
+    /// Show a trace token by token, coloured by a column
+    Lens(LensArgs),
+    /// Write report.html of a run again: charts, tables and the token lens on one page
+    Report(ReportArgs),
     /// Add and take away the weights of models: t3s merge BASE + FINAL - BOTTLENECK --out FOLDER
     Merge(MergeArgs),
     /// Make a random student from a config and a tokenizer
@@ -380,6 +384,55 @@ pub struct EvalArgs {
     /// Where the answers go, JSONL
     #[arg(long)]
     pub out: PathBuf,
+}
+
+/// `t3s lens`.
+#[derive(Debug, ClapArgs)]
+pub struct LensArgs {
+    /// A token store or a selection, Parquet; or a run folder
+    pub store: PathBuf,
+    /// Which example: its row number in the data
+    #[arg(long, default_value_t = 0)]
+    pub example: u64,
+    /// The column to colour by, e.g. delta-c, weight, logp, entropy@base, 'signal ID'
+    #[arg(long)]
+    pub by: Option<String>,
+    /// One line per token with its numbers
+    #[arg(long)]
+    pub numbers: bool,
+    /// A folder with tokenizer.json; found by itself in a run folder
+    #[arg(long)]
+    pub tokenizer: Option<PathBuf>,
+    /// Colours: on a terminal, always or never. Auto respects NO_COLOR
+    #[arg(long = "color", value_enum, default_value = "auto")]
+    pub colour: ColourChoice,
+    /// Columns to write in; those of the terminal when left out, 80 elsewhere
+    #[arg(long)]
+    pub width: Option<usize>,
+}
+
+/// When there are colours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ColourChoice {
+    /// On a terminal, unless NO_COLOR is set
+    Auto,
+    /// Always
+    Always,
+    /// Never
+    Never,
+}
+
+/// `t3s report`.
+#[derive(Debug, ClapArgs)]
+pub struct ReportArgs {
+    /// The run folder: what the plan calls out
+    pub run: PathBuf,
+    /// The file to write; report.html in the run folder when left out
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+    /// Most traces in the token lens
+    #[arg(long, default_value_t = 200)]
+    pub traces: usize,
 }
 
 /// `t3s init`.

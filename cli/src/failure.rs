@@ -4,6 +4,7 @@ use std::{fmt::Display, io::IsTerminal, process::ExitCode};
 
 use t3s_core::{plan::PlanErrors, registry::RegistryError};
 use t3s_pipeline::PipelineError;
+use t3s_report::ReportError;
 
 /// Why a command did not come to its end.
 #[derive(Debug)]
@@ -60,6 +61,16 @@ impl From<PipelineError> for Failure {
             | PipelineError::Grader(_)
             | PipelineError::NotARunFolder { .. } => Self::usage(error),
             _ => Self::failed(error),
+        }
+    }
+}
+
+impl From<ReportError> for Failure {
+    fn from(error: ReportError) -> Self {
+        match error {
+            ReportError::Run(error) => error.into(),
+            ReportError::Missing(_) => Self::usage(error),
+            error => Self::failed(error),
         }
     }
 }

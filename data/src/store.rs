@@ -33,6 +33,8 @@ const META_KEY: &str = "t3s";
 /// The layout that this version writes and reads.
 const FORMAT: u32 = 1;
 const WEIGHT: &str = "weight";
+/// What the names of a selection's signals begin with.
+const SIGNAL: &str = "signal:";
 
 /// What a store was made from: opening it against anything else is an error.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,20 +89,25 @@ pub fn write_table(path: &Path, table: &TokenTable, meta: &StoreMeta) -> Result<
     write(path, columns, meta)
 }
 
-/// Writes `weights` beside the tokens of `table`: a selection.
+/// Writes `weights` beside the tokens of `signals`, and its columns, which are what the strategy
+/// read, as `signal:NAME`: a selection.
 ///
 /// # Errors
 /// When the file cannot be written; what was there before is untouched.
 pub fn write_selection(
     path: &Path,
-    table: &TokenTable,
+    signals: &TokenTable,
     weights: &TokenWeights,
     meta: &StoreMeta,
 ) -> Result<(), DataError> {
-    let view = table.view();
+    let view = signals.view();
     let mut columns = key_columns(&view);
     let weights = Float32Array::from(weights.as_slice().to_vec());
     columns.push(column(WEIGHT, weights));
+    for (name, values) in view.columns() {
+        let name = format!("{SIGNAL}{name}");
+        columns.push(column(&name, Float32Array::from(values.to_vec())));
+    }
     write(path, columns, meta)
 }
 
@@ -122,13 +129,14 @@ pub fn read_table(path: &Path) -> Result<(TokenTable, StoreMeta), DataError> {
     Ok((table, read.meta))
 }
 
-/// Reads a selection.
+/// Reads a selection: the tokens with a column for each signal that the strategy read, and the
+/// weights.
 ///
 /// # Errors
 /// As [`read_table`]; when there is no `weight` column, or a weight is not in `[0, 1]`.
 pub fn read_selection(path: &Path) -> Result<(TokenTable, TokenWeights, StoreMeta), DataError> {
     let mut read = Read::open(path)?;
-    let table = read.tokens(path)?;
+    let mut table = read.tokens(path)?;
     let weights = read.floats.remove(WEIGHT).ok_or_else(|| {
         DataError::file(
             path,
@@ -136,6 +144,11 @@ pub fn read_selection(path: &Path) -> Result<(TokenTable, TokenWeights, StoreMet
         )
     })?;
     let weights = TokenWeights::new(&table.view(), weights)?;
+    for (name, values) in read.floats {
+        if let Some(signal) = name.strip_prefix(SIGNAL) {
+            table.insert(signal, values)?;
+        }
+    }
     Ok((table, weights, read.meta))
 }
 

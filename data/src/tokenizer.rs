@@ -95,6 +95,39 @@ impl Tokenizer {
             .map_err(|e| self.error(format!("cannot decode tokens: {e}")))
     }
 
+    /// The text that each of `ids` adds to what is before it: concatenated they are the decoded
+    /// text. Where several tokens share a character (the bytes of an emoji), the last of them has it
+    /// and the others have none; bytes that never come to a character are U+FFFD at their last token.
+    ///
+    /// # Errors
+    /// When the tokenizer's decoder refuses them.
+    pub fn pieces(&self, ids: &[u32]) -> Result<Vec<String>, DataError> {
+        // Tokens that may share a character: no encoding needs more bytes for one.
+        const LONGEST: usize = 4;
+        let mut pieces = Vec::with_capacity(ids.len());
+        // `start` is the first token whose text is not complete. It is decoded after the character
+        // before it, since a decoder may strip the space of what comes first.
+        let (mut context, mut start) = (0, 0);
+        for end in 1..=ids.len() {
+            let before = self.decode(&ids[context..start], false)?;
+            let text = self.decode(&ids[context..end], false)?;
+            let added = text.strip_prefix(before.as_str()).unwrap_or(&text);
+            let open = added.ends_with('\u{FFFD}') && end - start < LONGEST && end < ids.len();
+            if open {
+                pieces.push(String::new());
+            } else {
+                pieces.push(added.to_owned());
+                (context, start) = (start, end);
+            }
+        }
+        Ok(pieces)
+    }
+
+    /// How the vocabulary spells the token `id`; the bytes of a byte-level one are letters there.
+    pub fn spelling(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
     /// One more than the largest token id.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size

@@ -9,7 +9,7 @@ use t3s_core::{
     plan::{DataFormat, DataPlan, FieldNames, RowFilter, TooLong},
     toml::Value,
 };
-use t3s_data::load_problems;
+use t3s_data::{Tokenizer, load_problems};
 
 fn row(question: &str, response: &str) -> String {
     json!({ "question": question, "response": response }).to_string() + "\n"
@@ -416,4 +416,32 @@ fn real_solutions_are_read() {
         corpus.examples.len()
     );
     assert!(corpus.examples.iter().all(|e| e.answer.is_some()));
+}
+
+#[test]
+fn pieces_of_tokens_make_up_the_text_again() {
+    let folder = Folder::new("plain");
+    let tokenizer = Tokenizer::load(folder.folder.path(), None).unwrap();
+    for text in [
+        "",
+        "so the answer is 40.",
+        " two  spaces\n\nand lines",
+        "an emoji 👩‍🔬 and שלום and 你好",
+        "</script><b>&amp;",
+    ] {
+        let ids = tokenizer.encode(text).unwrap();
+        let pieces = tokenizer.pieces(&ids).unwrap();
+        assert_eq!(pieces.len(), ids.len(), "{text}");
+        assert_eq!(pieces.concat(), tokenizer.decode(&ids, false).unwrap());
+        assert_eq!(pieces.concat(), text);
+    }
+    // Half of a character, and then a whole one.
+    let mut ids = tokenizer.encode("👩").unwrap();
+    assert!(ids.len() > 1, "this tokenizer has no emoji");
+    ids.pop();
+    ids.extend(tokenizer.encode("ab").unwrap());
+    let pieces = tokenizer.pieces(&ids).unwrap();
+    assert!(pieces.concat().ends_with("ab"), "{pieces:?}");
+    assert!(pieces.concat().starts_with('\u{FFFD}'), "{pieces:?}");
+    assert!(tokenizer.pieces(&[9_999_999]).unwrap().concat().is_empty());
 }

@@ -30,12 +30,16 @@ pub struct Accumulation {
     pub recompute: Recompute,
     /// Seed of the objective's draws.
     pub seed: u64,
+    /// Whether the loss of targets without a weight is computed too: one more pass of the head over
+    /// those rows alone. It changes nothing that is learnt.
+    pub dropped_loss: bool,
 }
 
 impl Accumulation {
     /// As `plan` says.
     pub fn of(plan: &TrainPlan, seed: u64) -> Self {
         Self {
+            dropped_loss: false,
             normaliser: plan.normaliser,
             micro_batch_tokens: plan.micro_batch_tokens,
             packing: plan.packing,
@@ -65,6 +69,39 @@ pub struct BatchLoss {
     pub kept_tokens: usize,
     /// Tokens that may be trained on.
     pub response_tokens: usize,
+    /// Mean of `-logp` over the kept tokens, each counted once whatever its weight, nats.
+    pub kept_loss: Option<f64>,
+    /// The same over the targets with the weight 0, where it was asked for and there are any.
+    pub dropped_loss: Option<f64>,
+}
+
+/// Sums over the passes of a step.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sums {
+    /// Weighted and divided.
+    loss: f64,
+    kept: Mean,
+    dropped: Mean,
+}
+
+/// A mean of `-logp`, as it grows.
+#[derive(Debug, Clone, Copy, Default)]
+struct Mean {
+    sum: f64,
+    n: usize,
+}
+
+impl Mean {
+    fn add(&mut self, logp: impl IntoIterator<Item = f32>) {
+        for logp in logp {
+            self.sum -= f64::from(logp);
+            self.n += 1;
+        }
+    }
+
+    fn value(self) -> Option<f64> {
+        (self.n > 0).then(|| self.sum / self.n as f64)
+    }
 }
 
 /// One pass, prepared.
@@ -92,14 +129,14 @@ pub fn loss_and_gradients(
     let passes = prepare(objective, parts, how)?;
     let counts: Vec<ExampleCounts> = passes.iter().flat_map(|p| p.counts.clone()).collect();
     let divisors = divisors(how.normaliser, &counts);
-    let mut total = counted(&passes);
+    let mut sums = Sums::default();
     let mut next_divisors = divisors.as_slice();
     for pass in &passes {
         let (divisors, rest) = next_divisors.split_at(pass.counts.len());
         next_divisors = rest;
-        total.loss += run(decoder, objective, pass, divisors, how.recompute, grads)?;
+        run(decoder, objective, pass, divisors, how, grads, &mut sums)?;
     }
-    Ok(total)
+    Ok(counted(&passes, &sums))
 }
 
 /// The same with the weights of the data multiplied by those of `online`, which is asked about each
@@ -117,28 +154,27 @@ pub fn loss_and_gradients_online(
     grads: &mut Grads,
 ) -> Result<BatchLoss, EngineError> {
     let mut passes = prepare(objective, parts, how)?;
-    let mut loss = 0.0;
+    let mut sums = Sums::default();
     for pass in &mut passes {
-        loss += run_online(decoder, objective, pass, how, online, grads)?;
+        run_online(decoder, objective, pass, how, online, grads, &mut sums)?;
     }
     // What is divided by is known only now.
     let counts: Vec<ExampleCounts> = passes.iter().flat_map(|p| p.counts.clone()).collect();
     let total = total_divisor(how.normaliser, &counts);
     if total > 0.0 {
         grads.scale((1.0 / total) as f32)?;
-        loss /= total;
+        sums.loss /= total;
     }
-    Ok(BatchLoss {
-        loss,
-        ..counted(&passes)
-    })
+    Ok(counted(&passes, &sums))
 }
 
-/// What `passes` come to before their loss is known.
-fn counted(passes: &[Pass]) -> BatchLoss {
+/// What `passes` came to.
+fn counted(passes: &[Pass], sums: &Sums) -> BatchLoss {
     let counts = || passes.iter().flat_map(|pass| &pass.counts);
     BatchLoss {
-        loss: 0.0,
+        loss: sums.loss,
+        kept_loss: sums.kept.value(),
+        dropped_loss: sums.dropped.value(),
         tokens: passes.iter().map(|pass| pass.rows.input_ids.len()).sum(),
         kept_tokens: counts().map(|example| example.kept).sum(),
         response_tokens: counts().map(|example| example.response).sum(),
@@ -210,22 +246,36 @@ fn count(
     Ok(counts)
 }
 
-/// Forward and backward of one pass; returns its share of the loss.
+/// Forward and backward of one pass; adds its share of the loss to `sums`.
 fn run(
     decoder: &Decoder,
     objective: &dyn Objective,
     pass: &Pass,
     divisors: &[Option<f64>],
-    recompute: Recompute,
+    how: &Accumulation,
     grads: &mut Grads,
-) -> Result<f64, EngineError> {
+    sums: &mut Sums,
+) -> Result<(), EngineError> {
     let asked = asked(pass, divisors)?;
-    if asked.is_empty() {
-        return Ok(0.0);
-    }
+    let dropped = match how.dropped_loss {
+        true => dropped(pass)?,
+        false => Vec::new(),
+    };
+    let save = match (asked.is_empty(), dropped.is_empty()) {
+        (true, true) => return Ok(()),
+        (true, false) => Save::Nothing,
+        (false, _) => Save::ForBackward,
+    };
     let batch = batch_of(&pass.rows, objective);
-    let forward = decoder.forward(&pass.rows.input_ids, &batch, recompute, Save::ForBackward)?;
-    backward(decoder, forward, &batch, &asked, grads)
+    let forward = decoder.forward(&pass.rows.input_ids, &batch, how.recompute, save)?;
+    if !dropped.is_empty() {
+        let output = decoder.head_forward(&forward.0, &dropped, None)?;
+        sums.dropped.add(output.logp);
+    }
+    if asked.is_empty() {
+        return Ok(());
+    }
+    backward(decoder, forward, &batch, &asked, grads, sums)
 }
 
 /// [`run`] with weights that depend on the forward pass; they replace those of the pass. The loss
@@ -237,10 +287,11 @@ fn run_online(
     how: &Accumulation,
     (online, step): (&OnlineSelection, u64),
     grads: &mut Grads,
-) -> Result<f64, EngineError> {
+    sums: &mut Sums,
+) -> Result<(), EngineError> {
     let targets = head_rows(&pass.rows, &pass.packed.ids, |_| Some(0.0))?;
     if targets.is_empty() {
-        return Ok(0.0);
+        return Ok(());
     }
     let batch = batch_of(&pass.rows, objective);
     let ids = &pass.rows.input_ids;
@@ -255,14 +306,27 @@ fn run_online(
     for (target, weight) in targets.iter().zip(chosen) {
         pass.rows.weights[target.row as usize] *= weight;
     }
+    // They are known already.
+    let weight_of = |target: &HeadRow| pass.rows.weights[target.row as usize];
+    let known = targets.iter().zip(&output.logp);
+    let dropped = known.filter(|(target, _)| weight_of(target) <= 0.0);
+    sums.dropped.add(dropped.map(|(_, logp)| *logp));
     pass.counts = count(&pass.packed, &pass.rows, objective.attention())?;
     let part = |example| part_divisor(how.normaliser, example);
     let divisors: Vec<Option<f64>> = pass.counts.iter().map(part).collect();
     let asked = asked(pass, &divisors)?;
     if asked.is_empty() {
-        return Ok(0.0);
+        return Ok(());
     }
-    backward(decoder, (hidden, tape), &batch, &asked, grads)
+    backward(decoder, (hidden, tape), &batch, &asked, grads, sums)
+}
+
+/// The rows of a pass whose target has no weight.
+fn dropped(pass: &Pass) -> Result<Vec<HeadRow>, EngineError> {
+    let weights = &pass.rows.weights;
+    head_rows(&pass.rows, &pass.packed.ids, |row| {
+        (weights[row] <= 0.0).then_some(0.0)
+    })
 }
 
 /// The rows of a pass that are trained on, each example's divided by its divisor.
@@ -280,14 +344,15 @@ fn asked(pass: &Pass, divisors: &[Option<f64>]) -> Result<Vec<HeadRow>, EngineEr
     })
 }
 
-/// From the hidden states back; returns the weighted loss of `asked`.
+/// From the hidden states back; adds the weighted loss of `asked` to `sums`.
 fn backward(
     decoder: &Decoder,
     (hidden, tape): (Tensor, Tape),
     batch: &Batch,
     asked: &[HeadRow],
     grads: &mut Grads,
-) -> Result<f64, EngineError> {
+    sums: &mut Sums,
+) -> Result<(), EngineError> {
     let (output, d_hidden) = decoder.head_forward_backward(&hidden, asked, None, grads)?;
     drop(hidden);
     if !output.loss_sum.is_finite() {
@@ -295,6 +360,7 @@ fn backward(
             what: "the loss".to_owned(),
         });
     }
-    decoder.backward(d_hidden, tape, batch, grads)?;
-    Ok(output.loss_sum)
+    sums.loss += output.loss_sum;
+    sums.kept.add(output.logp);
+    decoder.backward(d_hidden, tape, batch, grads)
 }

@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use t3s_core::{
-    ComponentError, Corpus, Draw, Example, Fingerprint, ModelBatch,
+    ComponentError, Corpus, Draw, Example, Fingerprint, ModelBatch, atomic,
     plan::{DataPlan, EvalPlan},
 };
 use t3s_data::{Problem, Tokenizer, load_corpus, load_problems};
@@ -150,6 +151,46 @@ pub fn load_held_out(
         ));
     }
     Ok(problems)
+}
+
+/// The file beside the stage `corpus` that says in words what each example asks: a token store has
+/// the response only.
+pub const PROMPTS: &str = "prompts.jsonl";
+
+/// One line of [`PROMPTS`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prompt {
+    /// The example's id: its row number in the data.
+    pub id: u64,
+    /// What comes before the response, special tokens included.
+    pub text: String,
+    /// The gold answer.
+    pub answer: Option<String>,
+}
+
+/// Writes what every example of `corpus` asks into `path`.
+///
+/// # Errors
+/// When a prompt cannot be decoded or nothing can be written.
+pub fn write_prompts(
+    path: &Path,
+    corpus: &Corpus,
+    tokenizer: &Tokenizer,
+) -> Result<(), PipelineError> {
+    let mut lines = Vec::new();
+    for example in &corpus.examples {
+        let text = tokenizer
+            .decode(&example.ids[..example.prompt_len], false)
+            .map_err(PipelineError::data("corpus"))?;
+        let prompt = Prompt {
+            id: example.id,
+            text,
+            answer: example.answer.clone(),
+        };
+        serde_json::to_writer(&mut lines, &prompt).expect("texts and numbers are JSON");
+        lines.push(b'\n');
+    }
+    Ok(atomic::write(path, |file| file.write_all(&lines))?)
 }
 
 /// The corpus, counted.

@@ -126,6 +126,12 @@ pub struct StepEvent {
     pub epoch: f64,
     /// Weighted loss over the normaliser, nats.
     pub loss: f64,
+    /// Mean of `-logp` over the kept tokens, each counted once, nats.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept_loss: Option<f64>,
+    /// The same over the response tokens that are not kept; in some 64 steps of a run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dropped_loss: Option<f64>,
     /// Of this step.
     pub learning_rate: f64,
     /// Global norm before clipping.

@@ -240,6 +240,7 @@ pub fn gradients_file(
         packing: plan.packing,
         recompute: plan.recompute,
         seed: 0,
+        dropped_loss: false,
     };
     let part = Part {
         examples: corpus.examples.iter().collect(),

@@ -5,6 +5,9 @@ mod bottleneck_stage;
 mod compared;
 pub mod sft;
 mod stages;
+mod trajectory;
+
+pub use trajectory::{Trajectory, evenly};
 
 use std::{
     cell::{OnceCell, RefCell},
@@ -212,6 +215,7 @@ impl<'r> Run<'r> {
         self.recorder
             .event(&Event::Bottleneck(found.bottleneck.clone()));
         let scores = self.score_stages(&corpus, &probe, found.bottleneck.step)?;
+        self.trajectory_stage(&corpus, &probe)?;
         Ok(Before {
             corpus,
             log: probe.output.clone(),
@@ -283,10 +287,12 @@ impl<'r> Run<'r> {
     fn corpus_stage(&self) -> Result<Done<CorpusSummary>, PipelineError> {
         let (data, extract) = (&self.plan.data, &self.plan.grader.extract);
         let inputs = corpus::inputs(data, extract, &self.tokenizer, &self.student)?;
-        let key = StageKey::new("corpus", 1, inputs);
-        let done = self
-            .stages
-            .run(&key, |_| Ok(corpus::summarise(self.corpus()?)))?;
+        let key = StageKey::new("corpus", 2, inputs);
+        let done = self.stages.run(&key, |work| {
+            let corpus = self.corpus()?;
+            corpus::write_prompts(&work.join(corpus::PROMPTS), corpus, &self.tokenizer)?;
+            Ok(corpus::summarise(corpus))
+        })?;
         for warning in &done.output.warnings {
             self.warn("corpus", warning);
         }

@@ -130,6 +130,20 @@ impl RunFolder {
     }
 }
 
+/// Refuses a folder that is no run folder of this version's layout.
+///
+/// # Errors
+/// Says what it is instead.
+pub(crate) fn expect(folder: &Path) -> Result<(), PipelineError> {
+    if folder.join("run.json").is_file() {
+        return check_marker(&folder.join("run.json"));
+    }
+    Err(PipelineError::plan(
+        folder.display().to_string(),
+        "not a run folder: there is no run.json in it; name the folder that a plan calls out",
+    ))
+}
+
 fn check_marker(path: &Path) -> Result<(), PipelineError> {
     let text = fs::read(path).map_err(|e| PipelineError::io(path, "read", e))?;
     let folder = path.parent().unwrap_or(path);
@@ -208,7 +222,7 @@ fn host() -> String {
 
 /// Seconds since 1970 as `2026-01-31 12:00:00 UTC` (days to civil date after Howard Hinnant,
 /// "chrono-compatible low-level date algorithms").
-pub(crate) fn utc(seconds: u64) -> String {
+pub fn utc(seconds: u64) -> String {
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
     let shifted = days + 719_468;
     let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);

@@ -181,7 +181,8 @@ pub fn signals(table: &TokenTable, components: &Resolved) -> Result<TokenTable, 
     Ok(input)
 }
 
-/// Runs the signals and the strategy of `components` over `table`. A strategy that is asked in
+/// Runs the signals and the strategy of `components` over `table`; gives back the signals (as
+/// [`signals`] does) and the weights. A strategy that is asked in
 /// every step is not asked here; every token that may be trained on gets `neutral`, the weight that
 /// changes nothing.
 ///
@@ -193,7 +194,7 @@ pub fn weigh(
     strategy_name: &str,
     neutral: f32,
     seed: u64,
-) -> Result<TokenWeights, PipelineError> {
+) -> Result<(TokenTable, TokenWeights), PipelineError> {
     let strategy = format!("strategy {strategy_name:?}");
     let input = signals(table, components)?;
     let view = input.view();
@@ -211,10 +212,11 @@ pub fn weigh(
                 source,
             })?;
     }
-    TokenWeights::new(&view, weights).map_err(|source| PipelineError::Table {
+    let weights = TokenWeights::new(&view, weights).map_err(|source| PipelineError::Table {
         component: strategy,
         source,
-    })
+    })?;
+    Ok((input, weights))
 }
 
 /// What is odd about a selection of nothing or of everything by a strategy that reads signals, where
@@ -436,13 +438,13 @@ pub fn select_offline(
         })
         .collect();
     let table = join(&scored)?;
-    let weights = weigh(&table, &components, &selection.strategy, 1.0, seed)?;
+    let (signals, weights) = weigh(&table, &components, &selection.strategy, 1.0, seed)?;
     if weights.kept() == 0 {
         return Err(keeps_nothing(&selection.strategy, table.view().n_tokens()));
     }
     let meta = tables.first().map(|(_, _, meta)| meta.clone());
     let meta = meta.expect("join has refused an empty list");
-    store::write_selection(out, &table, &weights, &meta).map_err(&error)?;
+    store::write_selection(out, &signals, &weights, &meta).map_err(&error)?;
     Ok(describe(
         &table,
         &weights,

@@ -154,6 +154,8 @@ impl Training<'_> {
             steps: self.plan.steps,
             epoch: report.epoch,
             loss: report.loss,
+            kept_loss: report.kept_loss,
+            dropped_loss: report.dropped_loss,
             learning_rate: report.learning_rate,
             grad_norm: report.grad_norm,
             tokens: report.tokens as u64,

@@ -14,11 +14,12 @@ use std::{
 use serde_json::Value;
 use support::{World, signal, stages_done};
 
-const ALL: [&str; 10] = [
+const ALL: [&str; 11] = [
     "corpus",
     "probe",
     "score-base",
     "score-step-000002",
+    "trajectory",
     "select",
     "train",
     "evaluate-base",

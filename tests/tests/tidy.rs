@@ -52,6 +52,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "t3s-engine",
         ],
     ),
+    ("t3s-report", &["t3s-core", "t3s-data", "t3s-pipeline"]),
     (
         "t3s",
         &[
@@ -60,6 +61,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "t3s-engine",
             "t3s-pipeline",
             "t3s-plugin",
+            "t3s-report",
         ],
     ),
 ];

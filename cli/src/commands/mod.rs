@@ -6,9 +6,11 @@ mod eval;
 mod explain;
 mod grads;
 mod init;
+mod lens;
 mod list;
 mod merge;
 mod plugin;
+mod report;
 mod run;
 mod score;
 mod select;
@@ -48,6 +50,8 @@ pub fn run(args: Args) -> Result<(), Failure> {
         Command::Score(score) => score::run(&score, &display),
         Command::Select(select) => select::run(&select, &display),
         Command::Eval(eval) => eval::run(&eval, &display),
+        Command::Lens(lens) => lens::run(&lens, &display),
+        Command::Report(report) => report::run(&report, &display),
         Command::Merge(merge) => merge::run(&merge, &display),
         Command::Init(init) => init::run(&init),
         Command::Tokenizer(tokenizer) => tokenizer::run(&tokenizer),

@@ -401,6 +401,9 @@ pub struct ScorePlan {
     pub estimator: Estimator,
     /// Corruptions of each example that `corruptions` draws.
     pub draws: u32,
+    /// Examples, evenly spread over the data, that every checkpoint of the probe scores: the
+    /// confidence trajectories of the report. 0: none. Students that mask their input have none.
+    pub trajectory_examples: usize,
 }
 
 impl Default for ScorePlan {
@@ -411,6 +414,7 @@ impl Default for ScorePlan {
             estimator: Estimator::default(),
             // What LLaDA (arXiv 2502.09992) draws for an estimate of a likelihood.
             draws: 128,
+            trajectory_examples: 64,
         }
     }
 }

@@ -42,11 +42,19 @@ pub struct StepReport {
     pub kept_tokens: usize,
     /// Tokens that may be trained on.
     pub response_tokens: usize,
+    /// Mean of `-logp` over the kept tokens before the step, nats.
+    pub kept_loss: Option<f64>,
+    /// The same over the tokens that a selection left out. Measured in some 64 steps of a run.
+    pub dropped_loss: Option<f64>,
     /// Passes over the data so far, with the part of the current one.
     pub epoch: f64,
     /// What it took.
     pub seconds: f64,
 }
+
+/// In how many steps of a run, about, the loss of what is not learnt is measured: enough for a
+/// curve, and of no weight in a long run.
+const MEASURED_STEPS: u64 = 64;
 
 /// A model, its data, its optimiser, and how far they are.
 pub struct Trainer {
@@ -128,7 +136,11 @@ impl Trainer {
         let parts = self.order.next_batch(&self.examples, &self.plan);
         self.grads.zero()?;
         let parts = parts_of(&parts, &self.examples);
-        let how = Accumulation::of(&self.plan, self.seed);
+        let how = Accumulation {
+            dropped_loss: step == 1
+                || step.is_multiple_of(self.plan.steps.div_ceil(MEASURED_STEPS).max(1)),
+            ..Accumulation::of(&self.plan, self.seed)
+        };
         let (decoder, objective) = (&self.decoder, self.objective.as_ref());
         let grads = &mut self.grads;
         let loss = match &self.online {
@@ -168,6 +180,8 @@ impl Trainer {
             tokens: loss.tokens,
             kept_tokens: loss.kept_tokens,
             response_tokens: loss.response_tokens,
+            kept_loss: loss.kept_loss,
+            dropped_loss: loss.dropped_loss,
             epoch: cursor.epoch as f64 + cursor.index as f64 / self.examples.len() as f64,
             seconds: started.elapsed().as_secs_f64(),
         })

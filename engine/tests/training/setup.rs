@@ -43,6 +43,7 @@ pub fn decoder(seed: u64, lora: Option<&LoraPlan>) -> Decoder {
 /// One pass over everything.
 pub fn one_pass(normaliser: Normaliser) -> Accumulation {
     Accumulation {
+        dropped_loss: false,
         normaliser,
         micro_batch_tokens: 1 << 20,
         packing: true,

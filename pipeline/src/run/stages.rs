@@ -271,7 +271,7 @@ impl Run<'_> {
         Scoring::of(&self.plan.score, columns, self.plan.probe.seed)
     }
 
-    fn store_meta(&self, model: &Model) -> Result<StoreMeta, PipelineError> {
+    pub(super) fn store_meta(&self, model: &Model) -> Result<StoreMeta, PipelineError> {
         let estimator = self
             .scoring(Columns::SCALARS)
             .method(self.student.weighting()?);
@@ -359,13 +359,14 @@ impl Run<'_> {
         let done = self.stages.run(&key, |work| {
             let (table, meta) = self.recorded(corpus, scores)?;
             let neutral = weighting.neutral();
-            let weights = weigh(&table, &self.components, strategy, neutral, self.plan.seed)?;
+            let (signals, weights) =
+                weigh(&table, &self.components, strategy, neutral, self.plan.seed)?;
             let when = self.components.strategy.when();
             let selection = describe(&table, &weights, strategy, when);
             extremes(&selection, &self.components, weighting)?;
             // What the trainer will see has to hold a weight too, not only the selection.
             apply(self.corpus()?, &table, &weights, strategy, weighting)?;
-            store::write_selection(&work.join("selection.parquet"), &table, &weights, &meta)
+            store::write_selection(&work.join("selection.parquet"), &signals, &weights, &meta)
                 .map_err(PipelineError::data("select"))?;
             Ok(selection)
         })?;
