@@ -21,6 +21,11 @@ impl CounterRng {
         }
     }
 
+    /// What the stream's draws are hashed with: for kernels that hash on another device.
+    pub fn key(&self) -> u64 {
+        self.key
+    }
+
     /// 64 uniform bits for the pair `(a, b)`, e.g. (example id, position).
     pub fn bits(&self, a: u64, b: u64) -> u64 {
         mix(mix(self.key ^ mix(a)).wrapping_add(b.wrapping_mul(0x9e37_79b9_7f4a_7c15)))

@@ -87,6 +87,10 @@ impl AdamW {
                 step_size: (learning_rate / (1.0 - plan.beta1.powi(t))) as f32,
                 inverse_root_correction: (1.0 / (1.0 - plan.beta2.powi(t)).sqrt()) as f32,
                 eps: plan.eps as f32,
+                // No two pairs of step and tensor share one within 2^32 of them.
+                rounding_seed: (self.steps as u32)
+                    .wrapping_mul(params.len() as u32)
+                    .wrapping_add(moments.id.index() as u32),
             };
             adamw::step(parameter, gradient, &moments.first, &moments.second, c)?;
         }

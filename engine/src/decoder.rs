@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use t3s_core::{
     DecoderSpec,
     decoder_spec::{LayerMlp, MoeNames, MoeSpec, TensorNames, TensorRole},
@@ -14,6 +14,7 @@ use crate::{
     error::EngineError,
     grads::Grads,
     kernels::{
+        self,
         attention::Heads,
         cross_entropy::{HeadOutput, HeadRow, SketchSpec},
         experts::Choice,
@@ -108,6 +109,22 @@ impl Decoder {
             spec,
             params,
         })
+    }
+
+    /// A copy in f32 on the CPU; `None` when it is there already.
+    ///
+    /// # Errors
+    /// When a device fails.
+    pub fn copied_to_cpu(&self) -> Result<Option<Self>, EngineError> {
+        if self.params.iter().all(|(_, p)| p.tensor.device().is_cpu()) {
+            return Ok(None);
+        }
+        let mut copy = self.clone();
+        for (id, param) in self.params.iter() {
+            let tensor = param.tensor.to_device(&Device::Cpu)?;
+            copy.params.replace(id, tensor.to_dtype(DType::F32)?);
+        }
+        Ok(Some(copy))
     }
 
     /// The hidden states before the head (after the final norm), `[rows, width]`, and what
@@ -370,11 +387,13 @@ impl Layers<'_> {
                 found: tensor.dims().to_vec(),
             });
         }
-        // A view into a larger buffer would be read row by row through strides no kernel knows.
-        if tensor.dtype() != DType::F32 && tensor.device().is_cpu() {
+        if !kernels::compute_in_its_type(tensor) {
             return Err(EngineError::Spec {
                 key: name.to_owned(),
-                message: format!("{:?}; the CPU computes in F32, convert it", tensor.dtype()),
+                message: format!(
+                    "{:?}; a CPU computes in F32, a GPU in F32 or BF16: convert it",
+                    tensor.dtype()
+                ),
             });
         }
         Ok(id)

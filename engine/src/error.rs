@@ -10,7 +10,18 @@ use t3s_core::{ComponentError, TableError};
 pub enum EngineError {
     /// The tensor library refused an operation.
     #[error("tensor operation failed: {0}")]
-    Tensor(#[from] candle_core::Error),
+    Tensor(candle_core::Error),
+
+    /// The GPU has no room for a tensor.
+    #[error(
+        "the GPU's memory is full ({message}); lower the tokens per pass (train.micro_batch_tokens, \
+         score.batch_tokens), recompute activations (train.recompute = \"block\"), train an adapter \
+         (train.lora), or end what else runs there (nvidia-smi lists it)"
+    )]
+    OutOfMemory {
+        /// What the driver or the library said.
+        message: String,
+    },
 
     /// A checkpoint has no tensor of a name the decoder needs.
     #[error("tensor {tensor} is missing; {hint}")]
@@ -60,6 +71,15 @@ pub enum EngineError {
     NotFinite {
         /// Which number.
         what: String,
+    },
+
+    /// A device that is not there, or that cannot do what is asked.
+    #[error("device {device}: {message}")]
+    Device {
+        /// As the plan writes it.
+        device: String,
+        /// What was found; what to do.
+        message: String,
     },
 
     /// A decoder description that cannot be built.
@@ -151,11 +171,44 @@ pub enum EngineError {
     Interrupted,
 }
 
+impl From<candle_core::Error> for EngineError {
+    fn from(error: candle_core::Error) -> Self {
+        // The tensor library has no variant for it; these are the names of CUDA's and cuBLAS's codes.
+        const CODES: [&str; 2] = ["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED"];
+        let text = error.to_string();
+        match CODES.iter().find(|code| text.contains(**code)) {
+            Some(code) => Self::OutOfMemory {
+                message: (*code).to_owned(),
+            },
+            None => Self::Tensor(error),
+        }
+    }
+}
+
 impl EngineError {
     pub(crate) fn io(path: &std::path::Path, source: io::Error) -> Self {
         Self::Io {
             path: path.to_owned(),
             source,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_gpu_is_told_apart() {
+        let full = candle_core::Error::Msg(
+            "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")".to_owned(),
+        );
+        let text = EngineError::from(full).to_string();
+        assert!(
+            text.contains("micro_batch_tokens") && text.contains("CUDA_ERROR"),
+            "{text}"
+        );
+        let other = EngineError::from(candle_core::Error::Msg("else".to_owned()));
+        assert!(matches!(other, EngineError::Tensor(_)));
     }
 }

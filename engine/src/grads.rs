@@ -78,10 +78,8 @@ impl Grads {
     /// # Errors
     /// When the device fails.
     pub fn global_norm(&self) -> Result<f64> {
-        let mut squares = 0.0;
-        for slot in self.slots.iter().flatten() {
-            squares += gradients::sum_of_squares(slot)?;
-        }
+        let slots: Vec<&Tensor> = self.slots.iter().flatten().collect();
+        let squares: f64 = gradients::sums_of_squares(&slots)?.iter().sum();
         Ok(squares.sqrt())
     }
 }

@@ -7,6 +7,7 @@ pub mod allocator;
 pub mod batch;
 pub mod checkpoint;
 pub mod decoder;
+pub mod device;
 pub mod error;
 pub mod generate;
 pub mod grads;

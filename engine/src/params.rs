@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::Tensor;
+use candle_core::{DType, Result, Tensor};
 
 /// Names one tensor of [`Params`]; layers hold ids, never tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -83,6 +83,17 @@ impl Params {
             self.list[id.0].name
         );
         self.list[id.0].tensor = tensor;
+    }
+
+    /// Turns the tensors that `which` picks into `dtype`, one after the other.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn cast(&mut self, dtype: DType, which: impl Fn(&Param) -> bool) -> Result<()> {
+        for param in self.list.iter_mut().filter(|param| which(param)) {
+            param.tensor = param.tensor.to_dtype(dtype)?;
+        }
+        Ok(())
     }
 
     /// Every tensor, in the order of construction.

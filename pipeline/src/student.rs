@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use candle_core::Device;
+use candle_core::{DType, Device};
 use serde_json::Value;
 use t3s_core::{
     ComponentError, DecodeRule, DecoderSpec, Fingerprint, HfConfig, ModelAdapter, Objective,
@@ -15,7 +15,7 @@ use t3s_core::{
     registry::{Kind, Registry},
 };
 use t3s_data::Tokenizer;
-use t3s_engine::{Decoder, checkpoint, init_params, layers::lora};
+use t3s_engine::{Decoder, EngineError, Params, checkpoint, init_params, layers::lora};
 
 use crate::error::PipelineError;
 
@@ -31,6 +31,8 @@ pub struct Student {
     pub decode: DecodeRule,
     /// Where it computes.
     pub device: Device,
+    /// The type of weights and activations there.
+    pub dtype: DType,
     plan: StudentPlan,
     adapter: Box<dyn ModelAdapter>,
 }
@@ -70,12 +72,15 @@ impl Student {
         adapter
             .objective(&plan.objective)
             .map_err(refused("student.objective", &adapter_name))?;
+        let (device, dtype) = t3s_engine::device::open(device, plan.precision)
+            .map_err(|error| PipelineError::plan("device", error.to_string()))?;
         Ok(Self {
             path: plan.path.clone(),
             adapter_name,
             spec,
             decode,
-            device: open_device(device)?,
+            device,
+            dtype,
             plan,
             adapter,
         })
@@ -113,11 +118,13 @@ impl Student {
     /// Those of the checkpoint: missing, truncated or mis-shaped tensors.
     pub fn load(&self, folder: &Path, stage: &str) -> Result<Decoder, PipelineError> {
         let error = PipelineError::engine(stage);
-        if is_adapter(folder) {
-            checkpoint::load_adapter(&self.path, folder, &self.spec, &self.device).map_err(error)
-        } else {
-            checkpoint::load_decoder(folder, &self.spec, &self.device).map_err(error)
+        let mut decoder = match is_adapter(folder) {
+            true => checkpoint::load_adapter(&self.path, folder, &self.spec, &self.device),
+            false => checkpoint::load_decoder(folder, &self.spec, &self.device),
         }
+        .map_err(&error)?;
+        self.round(&mut decoder.params).map_err(error)?;
+        Ok(decoder)
     }
 
     /// Refuses a folder without weights, without reading them.
@@ -142,10 +149,16 @@ impl Student {
         let error = PipelineError::engine(stage);
         let mut params =
             checkpoint::load_params(&self.path, &self.spec, &self.device).map_err(&error)?;
+        self.round(&mut params).map_err(&error)?;
         if let Some(lora) = &plan.lora {
             lora::attach(&self.spec, &mut params, lora, seed).map_err(&error)?;
         }
         Decoder::new(self.spec.clone(), params, plan.lora.as_ref()).map_err(&error)
+    }
+
+    /// Turns weights, but not adapters, into the type that is computed in.
+    fn round(&self, params: &mut Params) -> Result<(), EngineError> {
+        Ok(params.cast(self.dtype, |param| !param.name.contains(".lora_"))?)
     }
 
     /// The tokenizer in the model's folder, with the chat template that `data` names.
@@ -166,14 +179,15 @@ impl Student {
     /// When a file cannot be read, or there is none.
     pub fn weights(&self, folder: &Path) -> Result<Fingerprint, PipelineError> {
         let own = fingerprint_weights(folder)?;
-        if is_adapter(folder) {
-            Ok(Fingerprint::of_json(&[
-                fingerprint_weights(&self.path)?,
-                own,
-            ]))
-        } else {
-            Ok(own)
-        }
+        let whole = match is_adapter(folder) {
+            true => Fingerprint::of_json(&[fingerprint_weights(&self.path)?, own]),
+            false => own,
+        };
+        Ok(match self.dtype {
+            DType::F32 => whole,
+            // What is computed from them is computed from rounded weights.
+            rounded => Fingerprint::of_json(&(whole, rounded.as_str())),
+        })
     }
 }
 
@@ -294,17 +308,6 @@ fn adapter_of(
                 plan.path.join("config.json").display(),
                 names(&claiming)
             ),
-        )),
-    }
-}
-
-fn open_device(choice: &DeviceChoice) -> Result<Device, PipelineError> {
-    match choice {
-        // The explicit layers have CPU kernels so far.
-        DeviceChoice::Auto | DeviceChoice::Cpu => Ok(Device::Cpu),
-        DeviceChoice::Cuda(n) => Err(PipelineError::plan(
-            "device",
-            format!("cuda:{n}: this build computes on the CPU; write cpu or auto"),
         )),
     }
 }

@@ -108,6 +108,19 @@ impl TryFrom<String> for DeviceChoice {
     }
 }
 
+/// The type of weights and activations.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// bf16 on a GPU, f32 on the CPU.
+    #[default]
+    Auto,
+    /// 32 bits.
+    F32,
+    /// bfloat16; GPUs only.
+    Bf16,
+}
+
 /// `[student]`: the model that learns.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -118,6 +131,10 @@ pub struct StudentPlan {
     /// Name of the model adapter; empty: the one that claims `config.json`.
     #[serde(default)]
     pub adapter: String,
+    /// The type of weights and activations. Sums, statistics, gradients, adapters and optimiser
+    /// states are f32 whatever it is.
+    #[serde(default)]
+    pub precision: Precision,
     /// Options of the family's training objective.
     #[serde(default)]
     #[schemars(with = "BTreeMap<String, serde_json::Value>")]
@@ -134,6 +151,7 @@ impl StudentPlan {
         Self {
             path,
             adapter: String::new(),
+            precision: Precision::Auto,
             objective: toml::Table::new(),
             decode: toml::Table::new(),
         }

@@ -79,6 +79,10 @@ pub fn generate(
         });
     }
     check_prompts(decoder, prompts)?;
+    if let Some(decoder) = decoder.copied_to_cpu()? {
+        // Decoding has kernels for the CPU only.
+        return generate(&decoder, rule, prompts, samples, plan, seed, progress);
+    }
     match rule {
         DecodeRule::LeftToRight => {
             left_to_right::generate(decoder, prompts, samples, plan, sampler, seed, progress)

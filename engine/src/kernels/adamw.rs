@@ -24,6 +24,9 @@ pub struct Coefficients {
     pub inverse_root_correction: f32,
     /// Added to the corrected root of the second moment.
     pub eps: f32,
+    /// Of the draws that round bfloat16 parameters; another one in every step and for every tensor.
+    /// f32 parameters are not rounded.
+    pub rounding_seed: u32,
 }
 
 /// `[adamw]` in docs/equations.md, in place. All four tensors have one shape.
@@ -40,6 +43,10 @@ pub fn step(
     for tensor in [gradient, first, second] {
         host::expect("adamw", tensor, parameter.dims())?;
     }
+    on_cuda!(
+        parameter,
+        super::cuda::adamw::step(parameter, gradient, first, second, c)
+    );
     let gradient = host::read("adamw", gradient)?;
     host::write("adamw", parameter, |p| {
         host::write("adamw", first, |m| {

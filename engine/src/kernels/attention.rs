@@ -78,6 +78,10 @@ pub fn forward(
     pattern: AttentionPattern,
 ) -> Result<(Tensor, Tensor)> {
     let rows = check(q, k, v, heads, offsets, pattern)?;
+    on_cuda!(
+        q,
+        super::cuda::attention::forward(q, k, v, heads, offsets, pattern)
+    );
     let (d, width, kv_width) = (heads.head_dim, heads.width(), heads.kv_width());
     let (q, k, v) = (
         host::read("attention", q)?,
@@ -209,6 +213,10 @@ pub fn backward(
     host::expect("attention output", out, &[rows, width])?;
     host::expect("attention output gradient", d_out, &[rows, width])?;
     host::expect("attention log-sum-exp", lse, &[rows, heads.n_heads])?;
+    on_cuda!(
+        q,
+        super::cuda::attention::backward(d_out, forwarded, heads, offsets, pattern)
+    );
     let (q, k, v, out, lse, d_out) = (
         host::read("attention", q)?,
         host::read("attention", k)?,

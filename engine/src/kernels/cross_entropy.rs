@@ -95,6 +95,10 @@ pub fn run(
     let (vocab, _) = host::dims2("head weight", weight)?;
     host::expect("head weight", weight, &[vocab, width])?;
     check_rows(rows, n, vocab)?;
+    on_cuda!(
+        hidden,
+        super::cuda::cross_entropy::run(hidden, weight, rows, sketch, gradients)
+    );
     let (hidden, weight) = (host::read("head", hidden)?, host::read("head", weight)?);
     let w = Mat::new(&weight, vocab, width, width);
 

@@ -15,6 +15,7 @@ use super::{disjoint::DisjointRows, host};
 pub fn forward(table: &Tensor, ids: &[u32]) -> Result<Tensor> {
     let (vocab, width) = host::dims2("embedding", table)?;
     check_ids(ids, vocab)?;
+    on_cuda!(table, super::cuda::embedding::forward(table, ids));
     let table = host::read("embedding", table)?;
     let mut y = host::overwritten(ids.len() * width);
     y.par_chunks_mut(width * host::ROWS_PER_TASK)
@@ -40,6 +41,7 @@ pub fn backward(dy: &Tensor, ids: &[u32], slot: &Tensor) -> Result<()> {
     let (vocab, width) = host::dims2("embedding gradient", slot)?;
     host::expect("embedding output gradient", dy, &[ids.len(), width])?;
     check_ids(ids, vocab)?;
+    on_cuda!(dy, super::cuda::embedding::backward(dy, ids, slot));
     let dy = host::read("embedding", dy)?;
     host::write("embedding", slot, |slot| {
         let slot = DisjointRows::new(slot, width);

@@ -15,6 +15,7 @@ const ELEMENTS_PER_TASK: usize = 1 << 14;
 /// # Errors
 /// When the device has no kernel.
 pub fn zero(slot: &Tensor) -> Result<()> {
+    on_cuda!(slot, super::cuda::gradients::zero(slot));
     host::write("zero", slot, |values| {
         values
             .par_chunks_mut(ELEMENTS_PER_TASK)
@@ -27,6 +28,7 @@ pub fn zero(slot: &Tensor) -> Result<()> {
 /// # Errors
 /// When the device has no kernel.
 pub fn scale(slot: &Tensor, factor: f32) -> Result<()> {
+    on_cuda!(slot, super::cuda::gradients::scale(slot, factor));
     host::write("scale", slot, |values| {
         values
             .par_chunks_mut(ELEMENTS_PER_TASK)
@@ -40,6 +42,10 @@ pub fn scale(slot: &Tensor, factor: f32) -> Result<()> {
 /// When the device has no kernel.
 pub fn sum_of_squares(slot: &Tensor) -> Result<f64> {
     const BLOCK: usize = 1024;
+    on_cuda!(
+        slot,
+        Ok(super::cuda::gradients::sums_of_squares(&[slot])?[0])
+    );
     let values = host::read("norm", slot)?;
     let partial: Vec<f64> = values
         .par_chunks(ELEMENTS_PER_TASK)
@@ -56,4 +62,16 @@ pub fn sum_of_squares(slot: &Tensor) -> Result<f64> {
         })
         .collect();
     Ok(partial.iter().sum())
+}
+
+/// [`sum_of_squares`] of each of `slots`, which are on one device: on a GPU one wait for all.
+///
+/// # Errors
+/// When the device has no kernel.
+pub fn sums_of_squares(slots: &[&Tensor]) -> Result<Vec<f64>> {
+    if slots.is_empty() {
+        return Ok(Vec::new());
+    }
+    on_cuda!(slots[0], super::cuda::gradients::sums_of_squares(slots));
+    slots.iter().map(|slot| sum_of_squares(slot)).collect()
 }

@@ -19,6 +19,7 @@ pub fn forward(x: &Tensor, w: &Tensor, scale: f32, into: Option<Tensor>) -> Resu
     let (rows, width) = host::dims2("linear input", x)?;
     let (out, _) = host::dims2("linear weight", w)?;
     host::expect("linear weight", w, &[out, width])?;
+    on_cuda!(x, super::cuda::linear::forward(x, w, scale, into));
     let (x, w) = (host::read("linear", x)?, host::read("linear", w)?);
     let (x, w) = (
         Mat::new(&x, rows, width, width),
@@ -38,6 +39,7 @@ pub fn backward_input(dy: &Tensor, w: &Tensor, scale: f32, into: Option<Tensor>)
     let (rows, out) = host::dims2("linear output gradient", dy)?;
     let (_, width) = host::dims2("linear weight", w)?;
     host::expect("linear weight", w, &[out, width])?;
+    on_cuda!(dy, super::cuda::linear::backward_input(dy, w, scale, into));
     let (dy, w) = (host::read("linear", dy)?, host::read("linear", w)?);
     let (dy, w) = (
         Mat::new(&dy, rows, out, out),
@@ -58,6 +60,7 @@ pub fn backward_weight(dy: &Tensor, x: &Tensor, scale: f32, slot: &Tensor) -> Re
     let (_, width) = host::dims2("linear input", x)?;
     host::expect("linear input", x, &[rows, width])?;
     host::expect("linear weight gradient", slot, &[out, width])?;
+    on_cuda!(dy, super::cuda::linear::backward_weight(dy, x, scale, slot));
     let (dy, x) = (host::read("linear", dy)?, host::read("linear", x)?);
     let (dy, x) = (
         Mat::new(&dy, rows, out, out),
@@ -104,6 +107,7 @@ fn product(
 pub fn add_bias(y: &Tensor, bias: &Tensor) -> Result<()> {
     let (_, out) = host::dims2("linear output", y)?;
     host::expect("linear bias", bias, &[out])?;
+    on_cuda!(y, super::cuda::linear::add_bias(y, bias));
     let bias = host::read("linear bias", bias)?;
     host::write("linear bias", y, |y| {
         y.par_chunks_mut(out * host::ROWS_PER_TASK)
@@ -127,6 +131,7 @@ pub fn add_bias(y: &Tensor, bias: &Tensor) -> Result<()> {
 pub fn backward_bias(dy: &Tensor, slot: &Tensor) -> Result<()> {
     let (_, out) = host::dims2("linear output gradient", dy)?;
     host::expect("linear bias gradient", slot, &[out])?;
+    on_cuda!(dy, super::cuda::linear::backward_bias(dy, slot));
     let dy = host::read("linear bias", dy)?;
     host::write("linear bias", slot, |slot| {
         for row in dy.chunks_exact(out) {

@@ -13,6 +13,7 @@ const ELEMENTS_PER_TASK: usize = 1 << 14;
 /// When shapes disagree or the device has no kernel.
 pub fn add_assign(y: &Tensor, x: &Tensor) -> Result<()> {
     host::expect("residual", x, y.dims())?;
+    on_cuda!(y, super::cuda::residual::add_assign(y, x));
     let x = host::read("residual", x)?;
     host::write("residual", y, |y| {
         y.par_chunks_mut(ELEMENTS_PER_TASK)

@@ -18,6 +18,7 @@ use super::{
 pub fn forward(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
     let (rows, width) = host::dims2("rms_norm input", x)?;
     host::expect("rms_norm weight", w, &[width])?;
+    on_cuda!(x, super::cuda::rms_norm::forward(x, w, eps));
     let (x, w) = (host::read("rms_norm", x)?, host::read("rms_norm", w)?);
     let mut y = host::overwritten(rows * width);
     y.par_chunks_mut(width * ROWS_PER_TASK)
@@ -63,6 +64,10 @@ pub fn backward_in_place(
     if let Some(residual) = residual {
         host::expect("rms_norm residual", residual, &[rows, width])?;
     }
+    on_cuda!(
+        x,
+        super::cuda::rms_norm::backward_in_place(dy, x, w, eps, residual, slot)
+    );
     let (x, w) = (host::read("rms_norm", x)?, host::read("rms_norm", w)?);
     let residual = residual.map(|r| host::read("rms_norm", r)).transpose()?;
     let residual = residual.as_deref();

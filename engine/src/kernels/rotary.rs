@@ -82,6 +82,10 @@ pub fn forward(
     positions: &[u32],
 ) -> Result<Tensor> {
     let (rows, width) = check(x, norm, head_dim, table, positions)?;
+    on_cuda!(
+        x,
+        super::cuda::rotary::forward(x, norm, eps, head_dim, table, positions)
+    );
     let x = host::read("rotary", x)?;
     let norm = norm.map(|w| host::read("rotary norm", w)).transpose()?;
     let norm = norm.as_deref();
@@ -139,6 +143,10 @@ pub fn backward_in_place(
 ) -> Result<()> {
     let (rows, width) = check(x, norm, head_dim, table, positions)?;
     host::expect("rotary output gradient", dy, &[rows, width])?;
+    on_cuda!(
+        x,
+        super::cuda::rotary::backward_in_place(dy, x, norm, eps, head_dim, table, positions, slot)
+    );
     let x = host::read("rotary", x)?;
     let norm = norm.map(|w| host::read("rotary norm", w)).transpose()?;
     let norm = norm.as_deref();

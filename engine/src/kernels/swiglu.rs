@@ -16,6 +16,7 @@ const ELEMENTS_PER_TASK: usize = 1 << 13;
 /// When shapes disagree or the device has no kernel.
 pub fn forward(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     host::expect("swiglu", up, gate.dims())?;
+    on_cuda!(gate, super::cuda::swiglu::forward(gate, up));
     let (g, u) = (host::read("swiglu", gate)?, host::read("swiglu", up)?);
     let mut h = host::overwritten(g.len());
     h.par_chunks_mut(ELEMENTS_PER_TASK)
@@ -44,6 +45,7 @@ pub fn forward(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 pub fn backward_in_place(gate: &Tensor, up: &Tensor, dh: &Tensor) -> Result<()> {
     host::expect("swiglu", up, gate.dims())?;
     host::expect("swiglu output gradient", dh, gate.dims())?;
+    on_cuda!(gate, super::cuda::swiglu::backward_in_place(gate, up, dh));
     host::write("swiglu", gate, |g| {
         host::write("swiglu", up, |u| {
             host::write("swiglu", dh, |dh| {

@@ -8,7 +8,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use t3s_core::{Draw, Example, ModelBatch, decoder_spec::TensorRole};
 
 use super::Trainer;
@@ -68,13 +68,13 @@ impl Trainer {
             // Nothing that the selection keeps: there is no loss to differentiate.
             return Ok(GradientReport::default());
         }
-        let lent = self.lend_b()?;
+        let before = self.decoder.params.clone();
+        // In f32: what a slope is measured by would be rounded away in bfloat16.
+        self.decoder.params.cast(DType::F32, |_| true)?;
         self.decoder.routes = Some(Arc::default());
-        let report = self.check(&examples);
+        let report = self.lend_b().and_then(|()| self.check(&examples));
         self.decoder.routes = None;
-        for (id, tensor) in lent {
-            self.decoder.params.replace(id, tensor);
-        }
+        self.decoder.params = before;
         report.map_err(|error| match error {
             EngineError::NotFinite { what } => EngineError::NotFinite {
                 what: format!("{what}, before step 1,"),
@@ -104,8 +104,8 @@ impl Trainer {
         Ok(few)
     }
 
-    /// Gives every all-zero `B` small values; returns what to put back.
-    fn lend_b(&mut self) -> Result<Vec<(ParamId, Tensor)>, EngineError> {
+    /// Gives every all-zero `B` small values.
+    fn lend_b(&mut self) -> Result<(), EngineError> {
         let zero: Vec<(ParamId, Tensor)> = self
             .decoder
             .params
@@ -113,7 +113,6 @@ impl Trainer {
             .filter(|(_, p)| p.trainable && p.name.contains(".lora_B"))
             .map(|(id, p)| (id, p.tensor.clone()))
             .collect();
-        let mut lent = Vec::new();
         for (id, tensor) in zero {
             if gradients::sum_of_squares(&tensor)? == 0.0 {
                 let n = tensor.elem_count();
@@ -123,10 +122,9 @@ impl Trainer {
                     .collect();
                 let value = Tensor::from_vec(values, tensor.shape(), tensor.device())?;
                 self.decoder.params.replace(id, value);
-                lent.push((id, tensor));
             }
         }
-        Ok(lent)
+        Ok(())
     }
 
     fn check(&mut self, examples: &[Example]) -> Result<GradientReport, EngineError> {

@@ -125,6 +125,8 @@ impl Trainer {
             });
         }
         for (id, tensor) in loaded {
+            // Files hold f32, which has every bfloat16.
+            let tensor = tensor.to_dtype(self.decoder.params.tensor(id).dtype())?;
             self.decoder.params.replace(id, tensor);
         }
         self.optimizer.restore(moments, state.optimizer_steps);

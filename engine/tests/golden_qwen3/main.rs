@@ -9,7 +9,7 @@ mod parity;
 
 use std::{collections::HashMap, path::PathBuf};
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use model::Shape;
 use t3s_core::DecoderSpec;
 use t3s_engine::{Decoder, Params};
@@ -29,6 +29,15 @@ const SHAPE: Shape = Shape {
 
 /// The reference model, as `spec` describes it, and what was dumped; says so when it is not there.
 fn reference(spec: DecoderSpec) -> Option<(Decoder, HashMap<String, Tensor>)> {
+    reference_on(spec, &Device::Cpu, DType::F32)
+}
+
+/// The same with weights of `dtype` on `device`; what was dumped stays on the CPU.
+fn reference_on(
+    spec: DecoderSpec,
+    device: &Device,
+    dtype: DType,
+) -> Option<(Decoder, HashMap<String, Tensor>)> {
     let shared = match std::env::var_os("T3S_SHARED") {
         Some(path) => PathBuf::from(path),
         None => PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared"),
@@ -47,7 +56,8 @@ fn reference(spec: DecoderSpec) -> Option<(Decoder, HashMap<String, Tensor>)> {
     weights.sort_by(|a, b| a.0.cmp(&b.0));
     let mut params = Params::default();
     for (name, tensor) in weights {
-        params.push(name, tensor);
+        let tensor = tensor.to_device(device).and_then(|t| t.to_dtype(dtype));
+        params.push(name, tensor.expect("weights fit"));
     }
     let decoder = Decoder::new(spec, params, None).expect("the reference is a Qwen3");
     Some((decoder, load("golden.safetensors")))

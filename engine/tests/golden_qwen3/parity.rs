@@ -1,7 +1,12 @@
 //! Parity: logits, per-token statistics, loss, every gradient.
 
+use std::collections::HashMap;
+
+use candle_core::{DType, Tensor};
 use t3s_core::{
-    Draw, ExampleBatch, ModelBatch, Objective, objective::NextToken, plan::sections::Recompute,
+    Draw, ExampleBatch, ModelBatch, Objective,
+    objective::NextToken,
+    plan::{DeviceChoice, Precision, sections::Recompute},
 };
 use t3s_engine::{
     Decoder, Grads, Save,
@@ -12,7 +17,7 @@ use t3s_engine::{
 use crate::{
     SHAPE,
     model::{relative_error, values},
-    reference,
+    reference, reference_on,
 };
 
 /// Absolute. Measured 2.2e-6.
@@ -69,11 +74,60 @@ fn run(decoder: &Decoder, ids: &[u32], weights: &[f32], total: f32) -> Run {
     }
 }
 
+/// In bfloat16, against the f32 reference: every activation is rounded to 2^-9, a few dozen times on
+/// the way to a logit or to the first layer's gradient. Not measured on a GPU yet.
+const BF16: Bounds = Bounds {
+    logits: 0.2,
+    logp: 0.1,
+    entropy: 0.1,
+    loss: 1e-2,
+    gradient: 6e-2,
+    ranks: false,
+};
+
+const F32: Bounds = Bounds {
+    logits: LOGITS,
+    logp: LOGP,
+    entropy: ENTROPY,
+    loss: LOSS,
+    gradient: GRADIENT,
+    ranks: true,
+};
+
+struct Bounds {
+    logits: f32,
+    logp: f32,
+    entropy: f32,
+    loss: f64,
+    gradient: f64,
+    /// Whether ranks have to be the same.
+    ranks: bool,
+}
+
 #[test]
 fn everything_matches_transformers() {
-    let Some((decoder, golden)) = reference(SHAPE.spec()) else {
-        return;
+    if let Some((decoder, golden)) = reference(SHAPE.spec()) {
+        check(&decoder, &golden, &F32);
+    }
+}
+
+#[test]
+fn everything_matches_transformers_on_a_gpu() {
+    let device = match t3s_engine::device::open(&DeviceChoice::Cuda(0), Precision::F32) {
+        Ok((device, _)) => device,
+        Err(error) => {
+            eprintln!("SKIPPED on a GPU: {error}");
+            return;
+        }
     };
+    for (dtype, bounds) in [(DType::F32, &F32), (DType::BF16, &BF16)] {
+        if let Some((decoder, golden)) = reference_on(SHAPE.spec(), &device, dtype) {
+            check(&decoder, &golden, bounds);
+        }
+    }
+}
+
+fn check(decoder: &Decoder, golden: &HashMap<String, Tensor>, bounds: &Bounds) {
     let column = |name: &str| values(&golden[name]);
     let ids: Vec<i64> = golden["ids"].flatten_all().unwrap().to_vec1().unwrap();
     let ids: Vec<u32> = ids.into_iter().map(|id| id as u32).collect();
@@ -83,11 +137,11 @@ fn everything_matches_transformers() {
     let total: f32 = weights.chunks(40).map(|w| w[1..].iter().sum::<f32>()).sum();
 
     // Packed into one sequence, then one pass per example.
-    let packed = vec![run(&decoder, &ids, &weights, total)];
+    let packed = vec![run(decoder, &ids, &weights, total)];
     let alone: Vec<Run> = ids
         .chunks(40)
         .zip(weights.chunks(40))
-        .map(|(ids, weights)| run(&decoder, ids, weights, total))
+        .map(|(ids, weights)| run(decoder, ids, weights, total))
         .collect();
     for runs in [packed, alone] {
         let joined = |f: &dyn Fn(&Run) -> Vec<f32>| runs.iter().flat_map(f).collect::<Vec<f32>>();
@@ -99,12 +153,12 @@ fn everything_matches_transformers() {
             println!("{name}: worst absolute error {worst:e}");
             worst
         };
-        assert!(worst(&joined(&|r| r.logits.clone()), "logits") <= LOGITS);
-        assert!(worst(&joined(&|r| r.output.logp.clone()), "target_logp") <= LOGP);
-        assert!(worst(&joined(&|r| r.output.entropy.clone()), "entropy") <= ENTROPY);
+        assert!(worst(&joined(&|r| r.logits.clone()), "logits") <= bounds.logits);
+        assert!(worst(&joined(&|r| r.output.logp.clone()), "target_logp") <= bounds.logp);
+        assert!(worst(&joined(&|r| r.output.entropy.clone()), "entropy") <= bounds.entropy);
         let found = runs.iter().flat_map(|r| r.output.rank.clone());
         assert!(
-            found.map(i64::from).eq(rank.iter().copied()),
+            !bounds.ranks || found.map(i64::from).eq(rank.iter().copied()),
             "ranks differ"
         );
 
@@ -112,7 +166,7 @@ fn everything_matches_transformers() {
         let wanted = f64::from(column("loss")[0]);
         let error = (loss - wanted).abs() / wanted;
         println!("loss: relative error {error:e}");
-        assert!(error <= LOSS, "loss {loss}, wanted {wanted}");
+        assert!(error <= bounds.loss, "loss {loss}, wanted {wanted}");
 
         let mut largest = 0.0f64;
         for (id, param) in decoder.params.iter() {
@@ -126,7 +180,7 @@ fn everything_matches_transformers() {
             }
             let error = relative_error(&found, &wanted);
             largest = largest.max(error);
-            assert!(error <= GRADIENT, "{}: {error:e}", param.name);
+            assert!(error <= bounds.gradient, "{}: {error:e}", param.name);
         }
         println!("gradients: worst relative error {largest:e}");
     }

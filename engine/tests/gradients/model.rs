@@ -1,6 +1,6 @@
 //! Small random decoders and examples.
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use t3s_core::{
     CounterRng, DecoderSpec, Example,
     decoder_spec::{MlpSpec, RopeSpec, TensorNames},
@@ -131,8 +131,8 @@ pub fn random(seed: u64, stream: u64, len: usize) -> Vec<f32> {
 pub fn values(tensor: &Tensor) -> Vec<f32> {
     tensor
         .flatten_all()
-        .and_then(|t| t.to_vec1())
-        .expect("f32 on the CPU")
+        .and_then(|t| t.to_dtype(DType::F32)?.to_vec1())
+        .expect("a float tensor")
 }
 
 /// Examples of the given lengths with random ids, masks and weights.

@@ -1,0 +1,176 @@
+//! Where tensors live: the CPU, or an NVIDIA GPU in builds with the feature `cuda`.
+//!
+//! The driver, cuBLAS and cuRAND are opened when a GPU is asked for. A machine without them runs the
+//! same program on its CPU.
+
+use candle_core::{DType, Device};
+use t3s_core::plan::{DeviceChoice, Precision};
+
+use crate::EngineError;
+
+/// The device that `choice` names, and the type of weights and activations there.
+///
+/// # Errors
+/// When there is no such device, this build knows none, or it does not compute in that precision;
+/// what to do stands in the message.
+pub fn open(choice: &DeviceChoice, precision: Precision) -> Result<(Device, DType), EngineError> {
+    let device = match choice {
+        DeviceChoice::Cpu => Device::Cpu,
+        DeviceChoice::Auto => gpu::first().unwrap_or(Device::Cpu),
+        DeviceChoice::Cuda(n) => gpu::open(*n).map_err(|message| EngineError::Device {
+            device: format!("cuda:{n}"),
+            message,
+        })?,
+    };
+    let dtype = match (precision, device.is_cpu()) {
+        (Precision::Bf16, true) => {
+            return Err(EngineError::Device {
+                device: "cpu".to_owned(),
+                message: "student.precision is bf16, but the CPU computes in f32; write f32 or \
+                          auto, or choose a GPU"
+                    .to_owned(),
+            });
+        }
+        (Precision::F32, _) | (Precision::Auto, true) => DType::F32,
+        (Precision::Bf16 | Precision::Auto, false) => DType::BF16,
+    };
+    Ok((device, dtype))
+}
+
+#[cfg(not(feature = "cuda"))]
+mod gpu {
+    use candle_core::Device;
+
+    pub(super) fn first() -> Option<Device> {
+        None
+    }
+
+    pub(super) fn open(_: usize) -> Result<Device, String> {
+        Err(
+            "this build computes on the CPU; build one for GPUs with tools/cuda-build.sh \
+             (docs/cuda.md), or write cpu"
+                .to_owned(),
+        )
+    }
+}
+
+#[cfg(feature = "cuda")]
+mod gpu {
+    use candle_core::{
+        CudaDevice, Device,
+        cuda_backend::cudarc::driver::{CudaContext, result, sys},
+    };
+
+    /// What is opened at run time, and where it comes from.
+    const LIBRARIES: [(&str, &str); 3] = [
+        ("cuda", "the NVIDIA driver"),
+        (
+            "cublas",
+            "cuBLAS, of the CUDA toolkit or the wheel nvidia-cublas",
+        ),
+        (
+            "curand",
+            "cuRAND, of the CUDA toolkit or the wheel nvidia-curand",
+        ),
+    ];
+
+    /// The first GPU, if there is one that works; says why not where one might be expected.
+    pub(super) fn first() -> Option<Device> {
+        if !is_present("cuda") {
+            return None;
+        }
+        match open(0) {
+            Ok(device) => Some(device),
+            Err(message) => {
+                tracing::warn!("computing on the CPU: {message}");
+                None
+            }
+        }
+    }
+
+    pub(super) fn open(n: usize) -> Result<Device, String> {
+        // Asking for a function of a library that is not there would be a panic.
+        for (library, source) in LIBRARIES {
+            if !is_present(library) {
+                return Err(format!(
+                    "lib{library}.so is not found: this needs {source}; install it or add its \
+                     folder to LD_LIBRARY_PATH, or write cpu"
+                ));
+            }
+        }
+        let failed = |what: &str, error: &dyn std::fmt::Display| {
+            format!("{what}: {error}; see what nvidia-smi says, or write cpu")
+        };
+        result::init().map_err(|e| failed("the driver does not start", &e))?;
+        let devices = CudaContext::device_count()
+            .map_err(|e| failed("the driver does not count its devices", &e))?;
+        if n >= devices.max(0) as usize {
+            return Err(match devices {
+                0 => "the driver has no device; see what nvidia-smi says, or write cpu".to_owned(),
+                1 => "there is one device, cuda:0".to_owned(),
+                _ => format!(
+                    "there are {devices} devices, cuda:0 to cuda:{}",
+                    devices - 1
+                ),
+            });
+        }
+        // A stream of its own: the default one would be another for every thread.
+        let device =
+            CudaDevice::new_with_stream(n).map_err(|e| failed("the device does not open", &e))?;
+        prepare(&device, n).map_err(|e| failed("the device's memory pool", &e))?;
+        tracing::info!("computing on cuda:{n}; attention by the portable kernels");
+        Ok(Device::Cuda(device))
+    }
+
+    /// Freed memory stays with the pool, and no event is recorded for each tensor.
+    #[expect(unsafe_code, reason = "see the safety comments")]
+    fn prepare(device: &CudaDevice, n: usize) -> Result<(), result::DriverError> {
+        // SAFETY: everything runs on the one stream of this device, in its order.
+        unsafe { device.disable_event_tracking() };
+        let ordinal = result::device::get(n as i32)?;
+        let most = u64::MAX;
+        // SAFETY: the attribute is a 64-bit number, which lives through the call.
+        unsafe {
+            let pool = result::device::get_default_mem_pool(ordinal)?;
+            let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+            result::mem_pool::set_attribute(pool, attribute, std::ptr::from_ref(&most) as *mut _)
+        }
+    }
+
+    /// Whether the loader finds the library under one of the names that are tried later.
+    fn is_present(library: &str) -> bool {
+        let (prefix, suffix) = (std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
+        let plain = format!("{prefix}{library}{suffix}");
+        let versions = ["", ".13", ".12", ".11", ".10", ".1"];
+        versions.iter().any(|version| {
+            // SAFETY: NVIDIA's libraries may be loaded at any time; they stay loaded while used.
+            #[expect(unsafe_code, reason = "see the safety comment")]
+            unsafe { libloading::Library::new(format!("{plain}{version}")) }.is_ok()
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cpu_computes_in_f32() {
+        for precision in [Precision::Auto, Precision::F32] {
+            let (device, dtype) = open(&DeviceChoice::Cpu, precision).unwrap();
+            assert!(device.is_cpu());
+            assert_eq!(dtype, DType::F32);
+        }
+        let error = open(&DeviceChoice::Cpu, Precision::Bf16).unwrap_err();
+        assert!(error.to_string().contains("student.precision"), "{error}");
+    }
+
+    #[test]
+    fn a_device_that_is_not_there_is_named() {
+        let error = open(&DeviceChoice::Cuda(977), Precision::Auto).unwrap_err();
+        assert!(
+            error.to_string().starts_with("device cuda:977: "),
+            "{error}"
+        );
+    }
+}

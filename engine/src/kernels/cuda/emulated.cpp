@@ -1,0 +1,15 @@
+// All kernels, compiled for the CPU by the tests.
+#include "../adamw.cu"
+#include "../attention.cu"
+#include "../cross_entropy.cu"
+#include "../embedding.cu"
+#include "../gradients.cu"
+#include "../residual.cu"
+#include "../rms_norm.cu"
+#include "../rotary.cu"
+#include "../swiglu.cu"
+
+extern "C" const char *emulated_launch(const char *name, const unsigned *grid, unsigned threads,
+                                       unsigned shared, void **args, size_t n_args, int reversed) {
+    return emulated::launch(name, grid, threads, shared, args, n_args, reversed != 0);
+}

@@ -1,0 +1,66 @@
+//! Twin of `kernels::rms_norm`.
+
+use candle_core::{DType, Result, Tensor};
+
+use super::{
+    launch::{Launch, Source, THREADS, source, threads_for},
+    memory::{one_dtype, overwritten},
+    residual::add_partial_sums,
+};
+
+const SOURCE: Source = source!("rms_norm");
+
+/// Blocks that sum a weight gradient, at most: several for every multiprocessor of a large GPU.
+const MOST_RUNS: usize = 1024;
+
+/// Rows per block where sums over rows are asked for; depends on nothing but their number.
+pub(super) fn run_of(rows: usize) -> usize {
+    rows.div_ceil(MOST_RUNS).max(8)
+}
+
+pub(in crate::kernels) fn forward(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
+    let (rows, width) = x.dims2()?;
+    let dtype = one_dtype("rms_norm", &[x, w])?;
+    let y = overwritten((rows, width), dtype, x.device())?;
+    Launch::of(SOURCE, "rms_norm_forward", x)?
+        .tensor(x)?
+        .tensor(w)?
+        .tensor(&y)?
+        .u32(width)?
+        .f32(eps as f32)
+        .run((rows, 1), threads_for(width, THREADS))?;
+    Ok(y)
+}
+
+pub(in crate::kernels) fn backward_in_place(
+    dy: &Tensor,
+    x: &Tensor,
+    w: &Tensor,
+    eps: f64,
+    residual: Option<&Tensor>,
+    slot: Option<&Tensor>,
+) -> Result<()> {
+    let (rows, width) = x.dims2()?;
+    one_dtype("rms_norm", &[dy, x, w, residual.unwrap_or(dy)])?;
+    // Without a sum over rows every row is a block of its own.
+    let run = slot.map_or(1, |_| run_of(rows));
+    let runs = rows.div_ceil(run);
+    let partial = slot
+        .map(|slot| overwritten((runs, width), DType::F32, slot.device()))
+        .transpose()?;
+    Launch::of(SOURCE, "rms_norm_backward", dy)?
+        .tensor(dy)?
+        .tensor(x)?
+        .tensor(w)?
+        .optional(residual)?
+        .optional(partial.as_ref())?
+        .u32(rows)?
+        .u32(width)?
+        .u32(run)?
+        .f32(eps as f32)
+        .run((runs, 1), threads_for(width, THREADS))?;
+    match (slot, partial) {
+        (Some(slot), Some(partial)) => add_partial_sums(slot, &partial),
+        _ => Ok(()),
+    }
+}

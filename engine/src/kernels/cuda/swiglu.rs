@@ -1,0 +1,34 @@
+//! Twin of `kernels::swiglu`.
+
+use candle_core::{Result, Tensor};
+
+use super::{
+    launch::{Launch, Source, source},
+    memory::{one_dtype, overwritten},
+};
+
+const SOURCE: Source = source!("swiglu");
+
+pub(in crate::kernels) fn forward(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    let dtype = one_dtype("swiglu", &[gate, up])?;
+    let n = gate.elem_count();
+    let h = overwritten(gate.shape(), dtype, gate.device())?;
+    Launch::of(SOURCE, "swiglu_forward", gate)?
+        .tensor(gate)?
+        .tensor(up)?
+        .tensor(&h)?
+        .u64(n as u64)
+        .per_element(n)?;
+    Ok(h)
+}
+
+pub(in crate::kernels) fn backward_in_place(gate: &Tensor, up: &Tensor, dh: &Tensor) -> Result<()> {
+    one_dtype("swiglu", &[gate, up, dh])?;
+    let n = gate.elem_count();
+    Launch::of(SOURCE, "swiglu_backward", gate)?
+        .tensor(gate)?
+        .tensor(up)?
+        .tensor(dh)?
+        .u64(n as u64)
+        .per_element(n)
+}

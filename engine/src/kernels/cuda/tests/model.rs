@@ -1,0 +1,183 @@
+//! A whole training step and a scoring pass through the emulated kernels, against the CPU's.
+
+use candle_core::{DType, Device};
+use t3s_core::{
+    Draw, ExampleBatch, ModelBatch, Objective,
+    objective::NextToken,
+    plan::{LoraPlan, TrainPlan, sections::Recompute},
+};
+
+use super::{gpu, values};
+use crate::{
+    Decoder, Grads, Save,
+    init::init_params,
+    kernels::cuda::emulated::in_both_orders,
+    layers::lora,
+    score::{batch_of, head_rows},
+    test_model,
+    trainer::Trainer,
+};
+
+struct Step {
+    logp: Vec<f32>,
+    loss: f64,
+    /// By parameter; empty for frozen ones.
+    grads: Vec<Vec<f32>>,
+    norm: f64,
+}
+
+fn step(decoder: &Decoder) -> Step {
+    let examples = test_model::examples(6);
+    let packed = crate::score::PackedExamples::new(&examples);
+    let mut rows = ModelBatch::default();
+    let batch: ExampleBatch<'_> = packed.as_batch();
+    NextToken
+        .prepare(&batch, Draw::new(0, 0), &mut rows)
+        .unwrap();
+    let batch = batch_of(&rows, &NextToken);
+    let (hidden, tape) = decoder
+        .forward(&rows.input_ids, &batch, Recompute::Block, Save::ForBackward)
+        .unwrap();
+    let asked = head_rows(&rows, &packed.ids, |row| Some(rows.weights[row])).unwrap();
+    let mut grads = Grads::new(&decoder.params);
+    let (output, d_hidden) = decoder
+        .head_forward_backward(&hidden, &asked, None, &mut grads)
+        .unwrap();
+    decoder
+        .backward(d_hidden, tape, &batch, &mut grads)
+        .unwrap();
+    Step {
+        logp: output.logp,
+        loss: output.loss_sum,
+        grads: decoder
+            .params
+            .iter()
+            .map(|(id, _)| grads.get(id).map(values).unwrap_or_default())
+            .collect(),
+        norm: grads.global_norm().unwrap(),
+    }
+}
+
+fn decoder(lora: Option<&LoraPlan>, dtype: DType, device: &Device) -> Decoder {
+    let spec = test_model::spec();
+    let mut params = init_params(&spec, 4, device).unwrap();
+    params.cast(DType::BF16, |_| true).unwrap();
+    params.cast(dtype, |_| true).unwrap();
+    if let Some(plan) = lora {
+        lora::attach(&spec, &mut params, plan, 1).unwrap();
+    }
+    Decoder::new(spec, params, lora).unwrap()
+}
+
+/// Frobenius.
+fn relative(found: &[f32], wanted: &[f32]) -> f64 {
+    assert_eq!(found.len(), wanted.len());
+    let square = |x: f32| f64::from(x) * f64::from(x);
+    let off: f64 = found.iter().zip(wanted).map(|(f, w)| square(f - w)).sum();
+    let all: f64 = wanted.iter().map(|w| square(*w)).sum();
+    (off / all.max(1e-30)).sqrt()
+}
+
+fn check(lora: Option<&LoraPlan>) {
+    let wanted = step(&decoder(lora, DType::F32, &Device::Cpu));
+    let gpu = gpu();
+    // In f32 what differs is the order of sums. In bfloat16 every activation is rounded to 2^-9, a
+    // few dozen times on the way to the first layer's gradient.
+    for (dtype, loss, gradient) in [(DType::F32, 1e-5, 1e-4), (DType::BF16, 1e-2, 6e-2)] {
+        let check = |found: &Step, place: &str| {
+            let what = format!("{dtype:?}, {place}");
+            let error = (found.loss / wanted.loss - 1.0).abs();
+            assert!(error < loss, "{what}: loss off by {error:e}");
+            let error = (found.norm / wanted.norm - 1.0).abs();
+            assert!(error < gradient, "{what}: norm off by {error:e}");
+            for (index, (found, wanted)) in found.grads.iter().zip(&wanted.grads).enumerate() {
+                let error = relative(found, wanted);
+                assert!(error < gradient, "{what}, tensor {index}: {error:e}");
+            }
+        };
+        if let Some([up, down]) = in_both_orders(|| step(&decoder(lora, dtype, &Device::Cpu))) {
+            assert_eq!(
+                (&up.logp, &up.grads),
+                (&down.logp, &down.grads),
+                "{dtype:?}"
+            );
+            check(&up, "emulated");
+        }
+        if let Some(gpu) = &gpu {
+            check(&step(&decoder(lora, dtype, gpu)), "GPU");
+        }
+    }
+}
+
+#[test]
+fn a_step_of_all_weights_is_the_cpus() {
+    check(None);
+}
+
+#[test]
+fn a_step_of_an_adapter_is_the_cpus() {
+    check(Some(&LoraPlan {
+        rank: 3,
+        ..LoraPlan::default()
+    }));
+}
+
+/// Through the trainer: the check of its gradients, clipping, AdamW, several steps.
+#[test]
+fn training_follows_the_cpus_losses() {
+    let losses = |dtype, device: &Device| {
+        let plan = TrainPlan::new(3, 5e-3);
+        let examples = std::sync::Arc::new(test_model::examples(3));
+        let decoder = decoder(None, dtype, device);
+        let mut trainer = Trainer::new(decoder, Box::new(NextToken), examples, plan, 0).unwrap();
+        (0..3)
+            .map(|_| trainer.step().unwrap().loss)
+            .collect::<Vec<f64>>()
+    };
+    let wanted = losses(DType::F32, &Device::Cpu);
+    let gpu = gpu();
+    for (dtype, bound) in [(DType::F32, 1e-4), (DType::BF16, 3e-2)] {
+        let check = |found: &[f64], place: &str| {
+            for (found, wanted) in found.iter().zip(&wanted) {
+                let error = (found / wanted - 1.0).abs();
+                assert!(error < bound, "{dtype:?}, {place}: {found} {wanted}");
+            }
+        };
+        if let Some([found, again]) = in_both_orders(|| losses(dtype, &Device::Cpu)) {
+            assert_eq!(found, again);
+            check(&found, "emulated");
+        }
+        if let Some(gpu) = &gpu {
+            check(&losses(dtype, gpu), "GPU");
+        }
+    }
+}
+
+/// Slopes are measured in f32 whatever the weights are, and nothing of it stays.
+#[test]
+fn gradients_of_bfloat16_weights_are_checked() {
+    let run = |device: &Device| {
+        let plan = TrainPlan::new(1, 5e-3);
+        let mut examples = test_model::examples(1);
+        examples[0].weights.fill(1.0);
+        let decoder = decoder(None, DType::BF16, device);
+        let before: Vec<Vec<f32>> = decoder
+            .params
+            .iter()
+            .map(|(_, p)| values(&p.tensor))
+            .collect();
+        let objective = Box::new(NextToken);
+        let mut trainer =
+            Trainer::new(decoder, objective, std::sync::Arc::new(examples), plan, 0).unwrap();
+        let report = trainer.check_gradients().unwrap();
+        assert!(report.groups.len() >= 4);
+        for ((_, param), before) in trainer.decoder().params.iter().zip(before) {
+            assert_eq!(param.tensor.dtype(), DType::BF16);
+            assert_eq!(values(&param.tensor), before);
+        }
+    };
+    in_both_orders(|| run(&Device::Cpu));
+    if let Some(gpu) = gpu() {
+        run(&gpu);
+    }
+}

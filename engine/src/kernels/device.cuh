@@ -1,0 +1,59 @@
+// What every kernel file starts from: number types, reductions, entry points.
+//
+// Conventions: one thread block is whole warps; offsets into tensors are 64 bits; activations are T
+// (float or bfloat16), everything in between is float; no atomics, so that results never depend on
+// the order in which blocks run.
+#pragma once
+
+#ifdef T3S_EMULATED
+#include "cuda/emulate.h"
+#else
+#include <cuda_bf16.h>
+#define DYNAMIC_SHARED(type, name)                                                                     \
+    extern __shared__ float4 name##_aligned[];                                                         \
+    type *name = reinterpret_cast<type *>(name##_aligned)
+#endif
+
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef __nv_bfloat16 bf16;
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(bf16 x) { return __bfloat162float(x); }
+
+template <typename T> __device__ __forceinline__ T from_float(float x);
+template <> __device__ __forceinline__ float from_float<float>(float x) { return x; }
+template <> __device__ __forceinline__ bf16 from_float<bf16>(float x) { return __float2bfloat16_rn(x); }
+
+template <typename V> __device__ __forceinline__ V warp_sum(V v) {
+    for (int offset = 16; offset > 0; offset /= 2) v += __shfl_xor_sync(0xffffffffu, v, offset);
+    return v;
+}
+
+// The sum over the block, the same in every thread. A block has at most 1024 threads.
+template <typename V> __device__ __forceinline__ V block_sum(V v) {
+    __shared__ V partial[32];
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+    v = warp_sum(v);
+    // Whoever still reads `partial` of the call before has to be done.
+    __syncthreads();
+    if (lane == 0) partial[warp] = v;
+    __syncthreads();
+    return warp_sum(lane < warps ? partial[lane] : V(0));
+}
+
+// Defines `NAME_f32` and `NAME_bf16`, which call the template NAME<T>; PARAMETERS may use T.
+#ifdef T3S_EMULATED
+#define REGISTERED(NAME) static emulated::Entry NAME##_entry(#NAME, NAME);
+#else
+#define REGISTERED(NAME)
+#endif
+#define ENTRY_OF(NAME, SUFFIX, TYPE, PARAMETERS, ARGUMENTS)                                            \
+    namespace NAME##_##SUFFIX##_types {                                                                \
+    typedef TYPE T;                                                                                    \
+    extern "C" __global__ void NAME##_##SUFFIX PARAMETERS { ::NAME<T> ARGUMENTS; }                     \
+    REGISTERED(NAME##_##SUFFIX)                                                                        \
+    }
+#define ENTRY(NAME, PARAMETERS, ARGUMENTS)                                                             \
+    ENTRY_OF(NAME, f32, float, PARAMETERS, ARGUMENTS)                                                  \
+    ENTRY_OF(NAME, bf16, bf16, PARAMETERS, ARGUMENTS)

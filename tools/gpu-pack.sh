@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Builds what tools/gpu-check.sh runs and puts it into one folder, to be carried to a machine with a
+# GPU that needs neither Rust nor CUDA's compiler.
+#
+#   tools/gpu-pack.sh [FOLDER]      # default: target/gpu-check
+#
+# Copy the folder, this repository's tools/gpu-check.sh and, for the golden tests, the reference data
+# (T3S_SHARED) to that machine.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+folder=${1:-target/gpu-check}
+mkdir -p "$folder"
+
+tools/cuda-build.sh build --release -p t3s --features cuda
+cp target/cuda/release/t3s "$folder/t3s"
+
+# Each test binary under the name of its target.
+tools/cuda-build.sh test --release -p t3s-engine --features cuda --no-run \
+    --lib --test golden_qwen3 --message-format=json |
+    grep '"executable":"' | grep '"test":true' |
+    sed -n 's/.*"target":{[^}]*"name":"\([^"]*\)".*"executable":"\([^"]*\)".*/\1 \2/p' |
+    while read -r name executable; do
+        cp "$executable" "$folder/test-$name"
+    done
+cp tools/gpu-check.sh "$folder/"
+ls -l "$folder"
