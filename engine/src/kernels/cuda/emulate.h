@@ -128,6 +128,25 @@ inline void wait(State state) {
     switch_to(fibres[current].context, scheduler);
 }
 
+// Runs each lane that is ready to its next barrier; says whether any was.
+inline bool run_warp(unsigned first, bool reversed) {
+    bool ran = false;
+    for (unsigned k = 0; k < 32; k++) {
+        const unsigned i = first + (reversed ? 31 - k : k);
+        if (fibres[i].state != State::Ready) continue;
+        current = i;
+        threadIdx = {i, 0, 0};
+        ran = true;
+        switch_to(scheduler, fibres[i].context);
+    }
+    unsigned waiting = 0;
+    for (unsigned i = first; i < first + 32; i++) waiting += fibres[i].state == State::AtWarp;
+    if (waiting == 32) {
+        for (unsigned i = first; i < first + 32; i++) fibres[i].state = State::Ready;
+    }
+    return ran;
+}
+
 // Runs one block to its end; an error text, or null.
 inline const char *run_block(unsigned threads, bool reversed) {
     const size_t stack = 128 * 1024;
@@ -140,31 +159,20 @@ inline const char *run_block(unsigned threads, bool reversed) {
         fibres[i].state = State::Ready;
         fibres[i].shuffles = 0;
     }
+    // One warp after the other as far as it gets, so that warps are as far apart as barriers allow.
+    const unsigned warps = threads / 32;
     for (;;) {
-        unsigned done = 0, at_block = 0;
         bool progress = false;
-        for (unsigned k = 0; k < threads; k++) {
-            unsigned i = reversed ? threads - 1 - k : k;
-            if (fibres[i].state == State::Ready) {
-                current = i;
-                threadIdx = {i, 0, 0};
-                progress = true;
-                switch_to(scheduler, fibres[i].context);
-            }
+        for (unsigned k = 0; k < warps; k++) {
+            const unsigned warp = 32 * (reversed ? warps - 1 - k : k);
+            while (run_warp(warp, reversed)) progress = true;
         }
+        unsigned done = 0, at_block = 0;
         for (unsigned i = 0; i < threads; i++) {
             done += fibres[i].state == State::Done;
             at_block += fibres[i].state == State::AtBlock;
         }
         if (done == threads) return nullptr;
-        for (unsigned warp = 0; warp < threads; warp += 32) {
-            unsigned waiting = 0, width = threads - warp < 32 ? threads - warp : 32;
-            for (unsigned i = warp; i < warp + width; i++) waiting += fibres[i].state == State::AtWarp;
-            if (waiting == width) {
-                for (unsigned i = warp; i < warp + width; i++) fibres[i].state = State::Ready;
-                progress = true;
-            }
-        }
         if (at_block == threads) {
             for (unsigned i = 0; i < threads; i++) fibres[i].state = State::Ready;
             progress = true;
