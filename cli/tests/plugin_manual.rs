@@ -31,6 +31,8 @@ fn every_command_of_the_manual_runs() {
         .env("PATH", env::join_paths(path).expect("a path"))
         // What is between source and library is shared with the other tests of plugins.
         .env("CARGO_BUILD_BUILD_DIR", build)
+        .env("CARGO_PROFILE_DEV_DEBUG", "0")
+        .env("CARGO_INCREMENTAL", "0")
         .env("CARGO_NET_OFFLINE", "true")
         .env_remove("CARGO_TARGET_DIR")
         .env_remove("RUSTFLAGS")

@@ -4,16 +4,21 @@
 //! touches tensors. Everything in this crate compiles in seconds and can be tested without a model.
 
 pub mod adapter;
+#[cfg(feature = "host")]
 pub mod atomic;
 pub mod component;
+#[cfg(feature = "host")]
 pub mod corpus;
 pub mod decoder_spec;
+#[cfg(feature = "host")]
 pub mod fingerprint;
 #[cfg(any(test, feature = "laws"))]
 pub mod laws;
 pub mod objective;
 pub mod observable;
+#[cfg(feature = "host")]
 pub mod packing;
+#[cfg(feature = "host")]
 pub mod plan;
 pub mod plugin;
 pub mod registry;
@@ -30,8 +35,10 @@ pub use toml;
 
 pub use adapter::{DecodeRule, FamilyOptions, HfConfig, ModelAdapter};
 pub use component::ComponentError;
+#[cfg(feature = "host")]
 pub use corpus::{Corpus, Example};
 pub use decoder_spec::DecoderSpec;
+#[cfg(feature = "host")]
 pub use fingerprint::Fingerprint;
 pub use objective::{
     AttentionPattern, Draw, ExampleBatch, ModelBatch, NO_TARGET, Objective, Weighting,

@@ -14,16 +14,24 @@
 )]
 
 pub mod abi;
+#[cfg(feature = "host")]
 mod adapter;
+#[cfg(feature = "host")]
 mod call;
+#[cfg(feature = "host")]
 mod component;
 mod describe;
+#[cfg(feature = "host")]
 pub mod elf;
+#[cfg(feature = "host")]
 mod error;
-#[cfg(target_os = "linux")]
+#[cfg(all(feature = "host", target_os = "linux"))]
 pub mod guard;
+#[cfg(feature = "host")]
 mod loader;
 
 pub use describe::{SignalDescription, StrategyDescription};
+#[cfg(feature = "host")]
 pub use error::{Cause, PluginError};
+#[cfg(feature = "host")]
 pub use loader::{Plugin, load};

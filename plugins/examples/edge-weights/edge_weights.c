@@ -11,6 +11,8 @@
 #include "t3s_plugin.h"
 
 #define STR(text) {(const uint8_t *)(text), sizeof(text) - 1}
+#define QUOTED(name) #name
+#define SPELT(name) QUOTED(name)
 
 /* The name of the signal, and of its column. */
 static const char NEED[] = "delta-logp";
@@ -132,7 +134,7 @@ const T3sPlugin t3s_plugin = {
     .major = T3S_ABI_MAJOR,
     .minor = T3S_ABI_MINOR,
     .size = sizeof(T3sPlugin),
-    .built_with = STR("t3s_plugin.h 1.1"),
+    .built_with = STR("t3s_plugin.h " SPELT(T3S_ABI_MAJOR) "." SPELT(T3S_ABI_MINOR)),
     .components = components,
     .free_text = free_text,
 };
