@@ -126,7 +126,10 @@ fn a_step_of_an_adapter_is_the_cpus() {
 #[test]
 fn training_follows_the_cpus_losses() {
     let losses = |dtype, device: &Device| {
-        let plan = TrainPlan::new(3, 5e-3);
+        let plan = TrainPlan {
+            batch_examples: 3,
+            ..TrainPlan::new(3, 5e-3)
+        };
         let examples = std::sync::Arc::new(test_model::examples(3));
         let decoder = decoder(None, dtype, device);
         let mut trainer = Trainer::new(decoder, Box::new(NextToken), examples, plan, 0).unwrap();
