@@ -107,13 +107,37 @@ pub enum PluginCommand {
         file: PathBuf,
     },
     /// Hold a plugin's components to the laws, in a child process on guarded memory
-    Test {
-        /// The library
-        file: PathBuf,
-        /// The child: where it notes what it is about to ask
-        #[arg(long, hide = true)]
-        notes: Option<PathBuf>,
-    },
+    Test(PluginTestArgs),
+}
+
+/// `t3s plugin test`.
+#[derive(Debug, ClapArgs)]
+pub struct PluginTestArgs {
+    /// The library
+    pub file: PathBuf,
+    /// An option of a component, e.g. my-rule.share=0.2; repeatable
+    #[arg(long = "set", value_name = "COMPONENT.KEY=VALUE")]
+    pub overrides: Vec<String>,
+    /// The child: where it notes what it is about to ask
+    #[arg(long, hide = true)]
+    pub notes: Option<PathBuf>,
+    /// The child: the component to begin with
+    #[arg(long, hide = true, default_value_t = 0)]
+    pub component: usize,
+    /// The child: what it asks
+    #[arg(long, hide = true, value_enum, default_value = "from")]
+    pub resume: Resume,
+}
+
+/// What a child of `t3s plugin test` asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Resume {
+    /// Every law, from a component on
+    From,
+    /// What its notes say, once more
+    Same,
+    /// What is smaller than its notes say
+    Smaller,
 }
 
 /// The kinds of component.

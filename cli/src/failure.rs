@@ -13,6 +13,8 @@ pub enum Failure {
     Usage(String),
     /// The work failed. Exit code 1.
     Failed(String),
+    /// Nothing is wrong with what was looked at, but not all of it could be. Exit code 3.
+    Incomplete(String),
     /// Asked to stop; the same command goes on. Exit code 130.
     Interrupted(String),
 }
@@ -32,6 +34,7 @@ impl Failure {
     pub fn report(&self) {
         let (word, message) = match self {
             Self::Usage(message) | Self::Failed(message) => ("error", message),
+            Self::Incomplete(message) => ("incomplete", message),
             Self::Interrupted(message) => ("stopped", message),
         };
         if std::io::stderr().is_terminal() {
@@ -41,11 +44,12 @@ impl Failure {
         }
     }
 
-    /// 1, 2 or 130.
+    /// 1, 2, 3 or 130.
     pub fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self {
             Self::Failed(_) => 1,
             Self::Usage(_) => 2,
+            Self::Incomplete(_) => 3,
             Self::Interrupted(_) => 130,
         })
     }

@@ -1,6 +1,10 @@
 //! A decoder as data: what an adapter makes of a Hugging Face `config.json`.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
+
+use crate::ComponentError;
 
 /// The geometry of a decoder and the names of its tensors. Sizes are counts of elements.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -45,6 +49,93 @@ pub struct DecoderSpec {
 impl DecoderSpec {
     /// The version this build writes and reads.
     pub const VERSION: u32 = 1;
+
+    /// The largest size: far above those of any model, and products of two still fit.
+    pub const LARGEST: usize = 1 << 24;
+
+    /// Whether the parts fit together.
+    ///
+    /// # Errors
+    /// Says which field does not, and what it would have to be.
+    pub fn check(&self) -> Result<(), ComponentError> {
+        let fault = |message: String| ComponentError::Failed(format!("the decoder's {message}"));
+        if self.spec_version != Self::VERSION {
+            let (found, known) = (self.spec_version, Self::VERSION);
+            return Err(fault(format!("spec_version is {found}, not {known}")));
+        }
+        let mut sizes = vec![
+            ("vocab", self.vocab),
+            ("width", self.width),
+            ("n_layers", self.n_layers),
+            ("n_heads", self.n_heads),
+            ("n_kv_heads", self.n_kv_heads),
+            ("head_dim", self.head_dim),
+            ("max_positions", self.max_positions),
+            ("rotary_dim", self.rope.rotary_dim),
+        ];
+        let mut numbers = vec![
+            ("norm_eps", self.norm_eps),
+            ("rope theta", self.rope.theta),
+            ("initializer_range", self.initializer_range),
+        ];
+        match &self.mlp {
+            MlpSpec::SwiGlu { hidden } => sizes.push(("hidden", *hidden)),
+            MlpSpec::Moe(moe) => {
+                moe.check().map_err(fault)?;
+                numbers.push(("scale", moe.scale));
+            }
+        }
+        if let Some((name, size)) = sizes
+            .iter()
+            .find(|(_, size)| !(1..=Self::LARGEST).contains(size))
+        {
+            let most = Self::LARGEST;
+            return Err(fault(format!("{name} is {size}, not in 1..={most}")));
+        }
+        if let Some((name, number)) = numbers.iter().find(|(_, n)| !(n.is_finite() && *n > 0.0)) {
+            return Err(fault(format!("{name} is {number}, no number above 0")));
+        }
+        if !self.n_heads.is_multiple_of(self.n_kv_heads) {
+            let (heads, kv) = (self.n_heads, self.n_kv_heads);
+            return Err(fault(format!(
+                "n_kv_heads is {kv}, no divisor of n_heads ({heads})"
+            )));
+        }
+        let (rotary, dim) = (self.rope.rotary_dim, self.head_dim);
+        if rotary > dim || !rotary.is_multiple_of(2) {
+            let message = format!("rotary_dim is {rotary}, no even number up to head_dim ({dim})");
+            return Err(fault(message));
+        }
+        if let Some(id) = self.eos_ids.iter().find(|id| **id as usize >= self.vocab) {
+            let vocab = self.vocab;
+            return Err(fault(format!(
+                "eos_ids hold {id}, which is not below vocab ({vocab})"
+            )));
+        }
+        self.check_names().map_err(fault)
+    }
+
+    /// No two tensors of a decoder of two blocks have one name.
+    fn check_names(&self) -> Result<(), String> {
+        let mut small = self.clone();
+        small.n_layers = self.n_layers.min(2);
+        if let MlpSpec::Moe(moe) = &mut small.mlp {
+            small.n_layers = self.n_layers.min(moe.dense_layers + 2);
+            moe.dense_layers = moe.dense_layers.min(1);
+            small.n_layers = small.n_layers.min(3);
+            moe.n_experts = moe.n_experts.min(2);
+        }
+        let mut seen = BTreeSet::new();
+        for tensor in small.tensors() {
+            if tensor.name.is_empty() {
+                return Err(format!("names lack one for {:?}", tensor.role));
+            }
+            if !seen.insert(tensor.name.clone()) {
+                return Err(format!("names give {:?} to two tensors", tensor.name));
+            }
+        }
+        Ok(())
+    }
 
     /// Every tensor of the decoder, in the order in which a forward pass reads them.
     pub fn tensors(&self) -> Vec<TensorSpec> {
@@ -260,6 +351,47 @@ impl MoeNames {
 }
 
 impl MoeSpec {
+    /// What does not fit together.
+    fn check(&self) -> Result<(), String> {
+        let mut sizes = vec![
+            ("n_experts", self.n_experts),
+            ("n_chosen", self.n_chosen),
+            ("hidden of the experts", self.hidden),
+            ("n_groups", self.n_groups),
+            ("n_groups_kept", self.n_groups_kept),
+        ];
+        if self.dense_layers > 0 {
+            sizes.push(("dense_hidden", self.dense_hidden));
+        }
+        if self.shared_hidden > 0 {
+            sizes.push(("shared_hidden", self.shared_hidden));
+        }
+        let most = DecoderSpec::LARGEST;
+        if let Some((name, size)) = sizes.iter().find(|(_, size)| !(1..=most).contains(size)) {
+            return Err(format!("{name} is {size}, not in 1..={most}"));
+        }
+        if !self.n_experts.is_multiple_of(self.n_groups) {
+            let (groups, experts) = (self.n_groups, self.n_experts);
+            return Err(format!(
+                "n_groups is {groups}, no divisor of n_experts ({experts})"
+            ));
+        }
+        if self.n_groups_kept > self.n_groups {
+            let (kept, groups) = (self.n_groups_kept, self.n_groups);
+            return Err(format!(
+                "n_groups_kept is {kept}, above n_groups ({groups})"
+            ));
+        }
+        let there = self.n_groups_kept * (self.n_experts / self.n_groups);
+        if self.n_chosen > there {
+            let chosen = self.n_chosen;
+            return Err(format!(
+                "n_chosen is {chosen}; the groups kept have {there} experts"
+            ));
+        }
+        Ok(())
+    }
+
     /// The tensors of one block, in the order in which they are read.
     fn push_tensors(&self, width: usize, push: &mut dyn FnMut(&str, TensorRole, &[usize])) {
         let names = &self.names;

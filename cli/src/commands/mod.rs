@@ -14,6 +14,7 @@ mod report;
 mod run;
 mod score;
 mod select;
+mod set;
 mod task;
 mod tokenizer;
 

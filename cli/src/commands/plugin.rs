@@ -1,5 +1,6 @@
 //! `t3s plugin`: begin one, look into one, hold one to the laws.
 
+mod guarded;
 mod new;
 mod test;
 
@@ -21,11 +22,10 @@ pub fn run(command: &PluginCommand, display: &Display) -> Result<(), Failure> {
         } => new::run(name, *kind, *lang, sdk.as_deref()),
         PluginCommand::List { files } => list(files, display),
         PluginCommand::Inspect { file } => inspect(file, display),
-        PluginCommand::Test { file, notes: None } => test::parent(file),
-        PluginCommand::Test {
-            file,
-            notes: Some(notes),
-        } => test::child(file, notes),
+        PluginCommand::Test(args) => match &args.notes {
+            None => test::parent(args),
+            Some(notes) => test::child(args, notes),
+        },
     }
 }
 

@@ -7,6 +7,7 @@ use proptest::{
     prelude::{Just, Strategy, any, prop_oneof},
     strategy::BoxedStrategy,
 };
+use serde::{Deserialize, Serialize};
 
 use crate::{
     CheckpointRef, ComponentError, CounterRng, Observable, ObservableRef, TokenTable, table::Sketch,
@@ -118,14 +119,14 @@ fn kind_of(observable: Observable) -> ColumnKind {
 }
 
 /// One token: its mask bit and one value per column.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Token {
     pub eligible: bool,
     pub values: Vec<f32>,
 }
 
 /// One example: its id, the index of its first token, and its tokens.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Text {
     pub id: u64,
     pub first: u32,
@@ -133,7 +134,7 @@ pub(super) struct Text {
 }
 
 /// One input of a law.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Case {
     pub texts: Vec<Text>,
     /// Seed of the context.

@@ -55,7 +55,7 @@ pub fn registration(entry: &Registration, options: &toml::Table) -> Result<(), B
     })
 }
 
-fn made<T>(made: Result<T, ComponentError>) -> T {
+pub(super) fn made<T>(made: Result<T, ComponentError>) -> T {
     made.expect("the law `options` has made one from the same options")
 }
 
@@ -83,6 +83,17 @@ fn properties(entry: &Registration) -> Vec<(String, serde_json::Value)> {
     pairs.map(|(k, v)| (k.clone(), v.clone())).collect()
 }
 
+/// The options that `entry` must be given, says its schema, and that are not among `options`.
+pub fn required(entry: &Registration, options: &toml::Table) -> Vec<String> {
+    let schema = (entry.schema)();
+    let names = schema.get("required").and_then(|r| r.as_array());
+    let names = names.into_iter().flatten().filter_map(|name| name.as_str());
+    names
+        .filter(|name| !options.contains_key(*name))
+        .map(ToOwned::to_owned)
+        .collect()
+}
+
 fn schema(entry: &Registration) -> Result<(), String> {
     if let Factory::Adapter(_) = entry.factory {
         return Ok(());
@@ -91,16 +102,12 @@ fn schema(entry: &Registration) -> Result<(), String> {
     if schema.get("type").and_then(|t| t.as_str()) != Some("object") {
         return Err("the schema of its options is not that of a table".to_owned());
     }
-    let required: Vec<&str> = schema
-        .get("required")
-        .and_then(|r| r.as_array())
-        .map(|r| r.iter().filter_map(|name| name.as_str()).collect())
-        .unwrap_or_default();
+    let required = required(entry, &toml::Table::new());
     for (name, property) in properties(entry) {
         if property.get("description").is_none() {
             return Err(format!("option {name:?} has no doc comment"));
         }
-        if property.get("default").is_none() && !required.contains(&name.as_str()) {
+        if property.get("default").is_none() && !required.contains(&name) {
             return Err(format!(
                 "option {name:?} is neither required nor has a default in the schema"
             ));

@@ -1,42 +1,103 @@
-//! The laws: what every signal and strategy must do, as property tests that a component's own
+//! The laws: what every signal, strategy and model adapter must do, as property tests that a component's own
 //! tests call in one line.
 //! `laws::assert_strategy(|| Box::new(MyRule::default()))`.
 //!
 //! Inputs are drawn from a fixed seed, so a verdict is the same on every machine. A broken law is
 //! reported with the smallest input found that breaks it.
 
+mod adapter;
 mod case;
 mod entry;
+mod prepared;
 mod signal;
 mod strategy;
 
+#[cfg(test)]
+mod adapter_tests;
 #[cfg(test)]
 mod tests;
 
 use std::{
     any::Any,
-    cell::Cell,
+    cell::RefCell,
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 
-pub use entry::{registration, registry};
+use serde::{Deserialize, Serialize};
 
-use crate::{ConfidenceSignal, SelectionStrategy};
+pub use adapter::{AdapterOptions, generic_config};
+pub use entry::{registration, registry, required};
+
+use crate::{
+    ConfidenceSignal, HfConfig, ModelAdapter, SelectionStrategy,
+    registry::{Factory, Registration},
+};
 use case::{Case, Column};
 
 /// Inputs drawn per law.
 const CASES: u32 = 192;
 
 thread_local! {
-    static CURRENT: Cell<&'static str> = const { Cell::new("") };
+    static ASKED: RefCell<Option<Asked>> = const { RefCell::new(None) };
 }
 
-/// The law that this thread holds a component to; empty between two.
-pub fn current() -> &'static str {
-    CURRENT.get()
+/// A law and the input it is being tried on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Asked {
+    law: String,
+    /// Absent for model adapters, whose inputs are small as they are.
+    case: Option<Case>,
+}
+
+impl Asked {
+    /// Name of the law.
+    pub fn law(&self) -> &str {
+        &self.law
+    }
+
+    /// Whether there may be a smaller input.
+    pub fn shrinks(&self) -> bool {
+        self.case.is_some()
+    }
+}
+
+/// What this thread asks a component at this moment; `None` between two inputs.
+pub fn asked() -> Option<Asked> {
+    ASKED.with_borrow(Clone::clone)
+}
+
+/// Which inputs [`ask_again`] tries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Again {
+    /// The one that was asked.
+    Same,
+    /// Every one that is a little smaller.
+    Smaller,
+}
+
+/// Asks the component `entry`, made with `options`, again, and takes any answer: for finding the
+/// smallest input at which a component ends its process, by a process that outlives it. [`asked`]
+/// says which input is being tried.
+pub fn ask_again(entry: &Registration, options: &toml::Table, asked: &Asked, again: Again) {
+    let cases = match (&asked.case, again) {
+        (None, _) => return,
+        (Some(case), Again::Same) => vec![case.clone()],
+        (Some(case), Again::Smaller) => case.smaller(),
+    };
+    match entry.factory {
+        Factory::Strategy(make) => {
+            let make = || entry::made(make(options));
+            strategy::ask(&make, &asked.law, &cases);
+        }
+        Factory::Signal(make) => {
+            let make = || entry::made(make(options));
+            signal::ask(&make, &asked.law, &cases);
+        }
+        Factory::Adapter(_) => {}
+    }
 }
 
 /// A law that does not hold, and the smallest input found that shows it.
@@ -96,6 +157,46 @@ pub fn signal(make: impl Fn() -> Box<dyn ConfidenceSignal>) -> Result<(), Broken
     first(signal::broken(&make, true))
 }
 
+/// Holds the model adapters that `make` makes to the laws of adapters, on `config`, a `config.json`
+/// of their family, and with `options`.
+///
+/// * `claims`: the config is claimed, always; one that says nothing is not;
+/// * `decoder`: the config has one decoder, and [`DecoderSpec::check`](crate::DecoderSpec::check)
+///   accepts it;
+/// * `keys`: with a key left out, or with another value, there is a legal decoder or an error that
+///   names a key: that key, where the value is of a wrong type;
+/// * `unknown-option`: an option that does not exist is refused by name;
+/// * `decode`: the options make one decode rule, and a legal one;
+/// * `objective`: the options make one objective;
+/// * `rows`: what it makes of examples is legal: ids of the vocabulary, targets among the response
+///   tokens of the row's own example, finite weights, and prompts as they are;
+/// * `draws`: seed and draw decide.
+///
+/// # Errors
+/// The first law that is broken, in this order.
+pub fn adapter(
+    make: impl Fn() -> Box<dyn ModelAdapter>,
+    config: &HfConfig,
+    options: &AdapterOptions,
+) -> Result<(), Broken> {
+    let subject = adapter::Subject {
+        make: &make,
+        config,
+        options,
+    };
+    first(adapter::broken(&subject, true))
+}
+
+/// [`adapter`] with default options, for tests.
+///
+/// # Panics
+/// When a law is broken, with the law and the input.
+pub fn assert_adapter(make: impl Fn() -> Box<dyn ModelAdapter>, config: &HfConfig) {
+    if let Err(broken) = adapter(make, config, &AdapterOptions::default()) {
+        panic!("{broken}");
+    }
+}
+
 /// [`strategy`] for tests.
 ///
 /// # Panics
@@ -129,13 +230,24 @@ struct Law<S> {
     check: fn(&S, &Case) -> Result<(), String>,
 }
 
+impl<S> Law<S> {
+    /// Tries the law on `case`, which [`asked`] tells meanwhile.
+    fn ask(&self, subject: &S, case: &Case) -> Result<(), String> {
+        ASKED.set(Some(Asked {
+            law: self.name.to_owned(),
+            case: Some(case.clone()),
+        }));
+        let answer = catch_unwind(AssertUnwindSafe(|| (self.check)(subject, case)));
+        ASKED.set(None);
+        answer.unwrap_or_else(|panic| Err(format!("it panicked: {}", said(panic.as_ref()))))
+    }
+}
+
 /// The laws of `laws` that `subject` breaks, in their order; only the first if `stop`.
 fn broken<S>(subject: &S, columns: &[Column], laws: &[Law<S>], stop: bool) -> Vec<Broken> {
     let mut found = Vec::new();
     for law in laws {
-        CURRENT.set(law.name);
         let held = hold(subject, columns, law);
-        CURRENT.set("");
         if let Err(broken) = held {
             found.push(broken);
             // What the other laws say of a component that refuses good input means nothing.
@@ -155,10 +267,7 @@ fn hold<S>(subject: &S, columns: &[Column], law: &Law<S>) -> Result<(), Broken> 
         ..Config::default()
     };
     let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
-    let check = |case: &Case| {
-        catch_unwind(AssertUnwindSafe(|| (law.check)(subject, case)))
-            .unwrap_or_else(|panic| Err(format!("it panicked: {}", said(panic.as_ref()))))
-    };
+    let check = |case: &Case| law.ask(subject, case);
     let outcome = TestRunner::new_with_rng(config, rng).run(&case::cases(columns), |case| {
         check(&case).map_err(TestCaseError::fail)
     });

@@ -17,21 +17,18 @@ struct Subject<'a> {
 
 /// The laws that the strategies of `make` break; only the first if `stop`.
 pub(super) fn broken(make: &dyn Fn() -> Box<dyn SelectionStrategy>, stop: bool) -> Vec<Broken> {
-    let strategy = make();
-    let mut columns: Vec<Column> = Vec::new();
-    for need in strategy.needs() {
-        if columns.iter().all(|column| column.name != need.as_str()) {
-            columns.push(Column::of_strategy(need.as_str()));
+    let subject = Subject::new(make);
+    super::broken(&subject, &subject.columns, &laws(), stop)
+}
+
+/// Tries the law `name` on `cases`, and takes any answer.
+pub(super) fn ask(make: &dyn Fn() -> Box<dyn SelectionStrategy>, name: &str, cases: &[Case]) {
+    let subject = Subject::new(make);
+    for law in laws().iter().filter(|law| law.name == name) {
+        for case in cases {
+            let _ = law.ask(&subject, case);
         }
     }
-    if strategy.when() == When::Online {
-        columns.push(Column::current());
-    }
-    let subject = Subject {
-        make,
-        columns: columns.clone(),
-    };
-    super::broken(&subject, &columns, &laws(), stop)
 }
 
 fn laws<'a>() -> Vec<Law<Subject<'a>>> {
@@ -97,6 +94,22 @@ fn laws<'a>() -> Vec<Law<Subject<'a>>> {
             check: nan,
         },
     ]
+}
+
+impl<'a> Subject<'a> {
+    fn new(make: &'a dyn Fn() -> Box<dyn SelectionStrategy>) -> Self {
+        let strategy = make();
+        let mut columns: Vec<Column> = Vec::new();
+        for need in strategy.needs() {
+            if columns.iter().all(|column| column.name != need.as_str()) {
+                columns.push(Column::of_strategy(need.as_str()));
+            }
+        }
+        if strategy.when() == When::Online {
+            columns.push(Column::current());
+        }
+        Self { make, columns }
+    }
 }
 
 impl Subject<'_> {

@@ -78,14 +78,8 @@ impl ModelAdapter for LoadedAdapter {
     fn decoder(&self, config: &HfConfig) -> Result<DecoderSpec, ComponentError> {
         let request = json!({ "ask": "decoder", "config": config.0 });
         let spec: DecoderSpec = self.ask("decoder", &request)?;
-        if spec.spec_version != DecoderSpec::VERSION {
-            return Err(ComponentError::Failed(format!(
-                "{} describes a decoder in version {}, this program reads {}",
-                self.who,
-                spec.spec_version,
-                DecoderSpec::VERSION
-            )));
-        }
+        spec.check()
+            .map_err(|error| ComponentError::Failed(format!("{}: {error}", self.who)))?;
         Ok(spec)
     }
 

@@ -1,13 +1,18 @@
-//! Components on guarded memory: each column, and the answer, ends where a page without rights
-//! begins, so that one element too many ends the process. For `t3s plugin test`, in a child process.
+//! Components on guarded memory: each column, and the answer, lies between two pages without rights,
+//! flush to one of them, so that one element too many on that side ends the process, and so does
+//! writing into a column. For `t3s plugin
+//! test`, in a child process.
 
 use std::ffi::c_void;
 
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
-    ComponentError, ConfidenceSignal, Declaration, ObservableRef, SelectContext, SelectionStrategy,
-    SignalRef, TokenView, When,
+    AttentionPattern, ComponentError, ConfidenceSignal, Declaration, DecodeRule, DecoderSpec,
+    ExampleBatch, HfConfig, ModelAdapter, ModelBatch, Objective, ObservableRef, SelectContext,
+    SelectionStrategy, SignalRef, TokenView, When,
     registry::{Factory, Registration},
     table::SketchView,
 };
@@ -15,29 +20,56 @@ use crate::{
 /// Is told what a component is about to be asked.
 pub type Note = &'static (dyn Fn(&str) + Send + Sync);
 
-/// `entry`, whose signals and strategies read and write guarded copies. Model adapters are left as
-/// they are.
-pub fn guarded(entry: &Registration, note: Note) -> Registration {
+/// The page without rights that the columns lie flush to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fenced {
+    /// The one behind them.
+    After,
+    /// The one before them.
+    Before,
+}
+
+/// `entry`, whose signals and strategies read and write guarded copies. Of model adapters only the
+/// questions are noted.
+pub fn guarded(entry: &Registration, fenced: Fenced, note: Note) -> Registration {
     let factory = match entry.factory {
         Factory::Signal(make) => Factory::Signal(Box::leak(Box::new(
             move |options: &toml::Table| -> Result<Box<dyn ConfidenceSignal>, ComponentError> {
                 let inner = make(options)?;
-                Ok(Box::new(Guarded { inner, note }))
+                Ok(Box::new(Guarded {
+                    inner,
+                    fenced,
+                    note,
+                }))
             },
         ))),
         Factory::Strategy(make) => Factory::Strategy(Box::leak(Box::new(
             move |options: &toml::Table| -> Result<Box<dyn SelectionStrategy>, ComponentError> {
                 let inner = make(options)?;
-                Ok(Box::new(Guarded { inner, note }))
+                Ok(Box::new(Guarded {
+                    inner,
+                    fenced,
+                    note,
+                }))
             },
         ))),
-        adapter => adapter,
+        Factory::Adapter(make) => {
+            Factory::Adapter(Box::leak(Box::new(move || -> Box<dyn ModelAdapter> {
+                Box::new(Guarded {
+                    inner: make(),
+                    fenced,
+                    note,
+                })
+            })))
+        }
     };
     Registration { factory, ..*entry }
 }
 
 struct Guarded<T> {
     inner: T,
+    fenced: Fenced,
     note: Note,
 }
 
@@ -48,7 +80,7 @@ impl ConfidenceSignal for Guarded<Box<dyn ConfidenceSignal>> {
 
     fn compute(&self, tokens: &TokenView<'_>, out: &mut [f32]) -> Result<(), ComponentError> {
         (self.note)(&shown(tokens, None));
-        let fence = Fence::new(tokens, None, out)?;
+        let fence = Fence::new(self.fenced, tokens, None, out)?;
         let done = self.inner.compute(&fence.view()?, fence.out());
         out.copy_from_slice(fence.out());
         done
@@ -75,7 +107,7 @@ impl SelectionStrategy for Guarded<Box<dyn SelectionStrategy>> {
         out: &mut [f32],
     ) -> Result<(), ComponentError> {
         (self.note)(&shown(tokens, cx.current_logp));
-        let fence = Fence::new(tokens, cx.current_logp, out)?;
+        let fence = Fence::new(self.fenced, tokens, cx.current_logp, out)?;
         let cx = SelectContext {
             current_logp: fence.current.as_ref().map(Copied::slice),
             ..*cx
@@ -84,6 +116,54 @@ impl SelectionStrategy for Guarded<Box<dyn SelectionStrategy>> {
         out.copy_from_slice(fence.out());
         done
     }
+}
+
+impl ModelAdapter for Guarded<Box<dyn ModelAdapter>> {
+    fn claims(&self, config: &HfConfig) -> bool {
+        (self.note)(&shown_config(config));
+        self.inner.claims(config)
+    }
+
+    fn decoder(&self, config: &HfConfig) -> Result<DecoderSpec, ComponentError> {
+        (self.note)(&shown_config(config));
+        self.inner.decoder(config)
+    }
+
+    fn objective(&self, options: &toml::Table) -> Result<Box<dyn Objective>, ComponentError> {
+        (self.note)(&format!("options of the objective: {{{options}}}\n"));
+        let inner = self.inner.objective(options)?;
+        Ok(Box::new(Guarded {
+            inner,
+            fenced: self.fenced,
+            note: self.note,
+        }))
+    }
+
+    fn decode(&self, options: &toml::Table) -> Result<DecodeRule, ComponentError> {
+        (self.note)(&format!("options of the decode rule: {{{options}}}\n"));
+        self.inner.decode(options)
+    }
+}
+
+impl Objective for Guarded<Box<dyn Objective>> {
+    fn attention(&self) -> AttentionPattern {
+        self.inner.attention()
+    }
+
+    fn prepare(
+        &self,
+        batch: &ExampleBatch<'_>,
+        seed: u64,
+        draw: u64,
+        out: &mut ModelBatch,
+    ) -> Result<(), ComponentError> {
+        (self.note)(&format!("seed {seed}, draw {draw}, {batch:?}\n"));
+        self.inner.prepare(batch, seed, draw, out)
+    }
+}
+
+fn shown_config(config: &HfConfig) -> String {
+    format!("{}\n", serde_json::Value::Object(config.0.clone()))
 }
 
 /// The input, one token per line.
@@ -119,7 +199,7 @@ fn shown(tokens: &TokenView<'_>, current: Option<&[f32]>) -> String {
     text
 }
 
-/// A copy of a slice that ends at a page without rights.
+/// A copy of a slice between two pages without rights.
 struct Copied<T> {
     mapping: *mut c_void,
     mapped: usize,
@@ -129,27 +209,47 @@ struct Copied<T> {
 
 const PAGE: usize = 65_536;
 
+fn unmapped(error: rustix::io::Errno) -> ComponentError {
+    ComponentError::Failed(format!("no guarded memory: {error}"))
+}
+
+/// Keeps the system from writing this process's memory to a file when a component ends it: looking
+/// for a smallest input does that many times.
+pub fn no_core_file() {
+    // Without it the search is slower, nothing else.
+    let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+}
+
 impl<T: Copy> Copied<T> {
-    fn new(values: &[T]) -> Result<Self, ComponentError> {
-        let failed = |error: rustix::io::Errno| {
-            ComponentError::Failed(format!("no guarded memory: {error}"))
-        };
+    fn new(fenced: Fenced, values: &[T]) -> Result<Self, ComponentError> {
         let bytes = size_of_val(values);
         let room = bytes.next_multiple_of(PAGE);
-        let mapped = room + PAGE;
-        let rights = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: a new mapping, wherever the system likes; the last page of it loses its rights.
+        let mapped = PAGE + room + PAGE;
+        let start = match fenced {
+            Fenced::After => PAGE + room - bytes,
+            Fenced::Before => PAGE,
+        };
+        // SAFETY: a new mapping, wherever the system likes; what lies between its first and its last
+        // page gets rights.
         let mapping = unsafe {
-            let mapping = mmap_anonymous(std::ptr::null_mut(), mapped, rights, MapFlags::PRIVATE)
-                .map_err(failed)?;
-            let end = mapping.cast::<u8>().add(room).cast();
-            mprotect(end, PAGE, MprotectFlags::empty()).map_err(failed)?;
+            let mapping = mmap_anonymous(
+                std::ptr::null_mut(),
+                mapped,
+                ProtFlags::empty(),
+                MapFlags::PRIVATE,
+            )
+            .map_err(unmapped)?;
+            let between = mapping.cast::<u8>().add(PAGE).cast();
+            let rights = MprotectFlags::READ | MprotectFlags::WRITE;
+            if room > 0 {
+                mprotect(between, room, rights).map_err(unmapped)?;
+            }
             mapping
         };
-        // SAFETY: the `bytes` before the guard page are inside the mapping; a page's end is aligned
-        // for every T, and so is what lies a whole number of them before it.
+        // SAFETY: the `bytes` from `start` on lie between the two pages; a page is aligned for every
+        // T, and so is what lies a whole number of them before its end.
         let data = unsafe {
-            let data = mapping.cast::<u8>().add(room - bytes).cast::<T>();
+            let data = mapping.cast::<u8>().add(start).cast::<T>();
             std::ptr::copy_nonoverlapping(values.as_ptr(), data, values.len());
             data
         };
@@ -159,6 +259,22 @@ impl<T: Copy> Copied<T> {
             data,
             len: values.len(),
         })
+    }
+
+    /// A copy that cannot be written to.
+    fn readable(fenced: Fenced, values: &[T]) -> Result<Self, ComponentError> {
+        let copied = Self::new(fenced, values)?;
+        let room = copied.mapped - 2 * PAGE;
+        if room > 0 {
+            // SAFETY: the pages between the first and the last one of `new`'s mapping, which nobody
+            // borrows from yet.
+            unsafe {
+                let between = copied.mapping.cast::<u8>().add(PAGE).cast();
+                mprotect(between, room, MprotectFlags::READ)
+            }
+            .map_err(unmapped)?;
+        }
+        Ok(copied)
     }
 
     fn slice(&self) -> &[T] {
@@ -189,6 +305,7 @@ struct Fence<'a> {
 
 impl<'a> Fence<'a> {
     fn new(
+        fenced: Fenced,
         tokens: &TokenView<'a>,
         current: Option<&[f32]>,
         out: &[f32],
@@ -196,19 +313,19 @@ impl<'a> Fence<'a> {
         let columns = tokens.columns().iter();
         let sketches = tokens.sketches().iter();
         Ok(Self {
-            example_ids: Copied::new(tokens.example_ids())?,
-            offsets: Copied::new(tokens.offsets())?,
-            token_ids: Copied::new(tokens.token_ids())?,
-            positions: Copied::new(tokens.positions())?,
-            eligible: Copied::new(tokens.eligible())?,
+            example_ids: Copied::readable(fenced, tokens.example_ids())?,
+            offsets: Copied::readable(fenced, tokens.offsets())?,
+            token_ids: Copied::readable(fenced, tokens.token_ids())?,
+            positions: Copied::readable(fenced, tokens.positions())?,
+            eligible: Copied::readable(fenced, tokens.eligible())?,
             columns: columns
-                .map(|(name, values)| Ok((*name, Copied::new(values)?)))
+                .map(|(name, values)| Ok((*name, Copied::readable(fenced, values)?)))
                 .collect::<Result<_, ComponentError>>()?,
             sketches: sketches
-                .map(|(name, s)| Ok((*name, s.width, Copied::new(s.values)?)))
+                .map(|(name, s)| Ok((*name, s.width, Copied::readable(fenced, s.values)?)))
                 .collect::<Result<_, ComponentError>>()?,
-            current: current.map(Copied::new).transpose()?,
-            out: Copied::new(out)?,
+            current: current.map(|c| Copied::readable(fenced, c)).transpose()?,
+            out: Copied::new(fenced, out)?,
         })
     }
 
