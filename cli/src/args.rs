@@ -118,6 +118,9 @@ pub struct PluginTestArgs {
     /// An option of a component, e.g. my-rule.share=0.2; repeatable
     #[arg(long = "set", value_name = "COMPONENT.KEY=VALUE")]
     pub overrides: Vec<String>,
+    /// A config.json for the model adapters; a generic one of their name when left out
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// The child: where it notes what it is about to ask
     #[arg(long, hide = true)]
     pub notes: Option<PathBuf>,

@@ -2,12 +2,13 @@
 //! by one that lives. Plugins are built outside the repository, by cargo and by the C compiler.
 
 use std::{
+    collections::BTreeMap,
     env, fs,
     path::{Path, PathBuf},
     process::{Command, Output},
 };
 
-const FAULTY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../plugins/sdk/tests/faulty.c");
+const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../plugins/sdk/tests");
 const INCLUDE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../plugins/include");
 const SDK: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../plugins/sdk");
 
@@ -34,12 +35,17 @@ fn cc() -> Option<String> {
 }
 
 fn faulty(cc: &str, folder: &Path, name: &str, defines: &[&str]) -> PathBuf {
+    built(cc, folder, "faulty.c", name, defines)
+}
+
+fn built(cc: &str, folder: &Path, source: &str, name: &str, defines: &[&str]) -> PathBuf {
     let library = folder.join(format!("lib{name}.so"));
     let built = Command::new(cc)
         .args(["-std=c11", "-fPIC", "-shared", "-O1", "-w", "-I", INCLUDE])
         .args(defines.iter().map(|define| format!("-D{define}")))
         .arg("-o")
-        .args([&library, Path::new(FAULTY)])
+        .args([&library, &Path::new(SOURCES).join(source)])
+        .arg("-lm")
         .status();
     assert!(built.expect("cc starts").success(), "{defines:?}");
     library
@@ -82,14 +88,26 @@ fn a_plugin_that_ends_its_process_is_reported_by_one_that_lives() {
     for (name, define, said) in [
         ("abort", "FAULT_ABORT", "it aborted (SIGABRT)"),
         ("exit", "FAULT_EXIT", "it called exit (exit status: 3)"),
-        ("null", "FAULT_NULL_READ", "outside its columns (SIGSEGV)"),
-        ("outside", "FAULT_OUTSIDE", "outside its columns (SIGSEGV)"),
+        (
+            "null",
+            "FAULT_NULL_READ",
+            "outside its columns, or wrote into one (SIGSEGV)",
+        ),
+        (
+            "outside",
+            "FAULT_OUTSIDE",
+            "outside its columns, or wrote into one (SIGSEGV)",
+        ),
     ] {
         let (code, message) = tested(name, &[define]);
         assert_eq!(code, Some(1), "{message}");
         assert!(message.contains(said), "{message}");
         assert!(
-            message.contains("strategy \"keep\", law \"answers\", input:\n"),
+            message.starts_with("strategy keep: it ended the process: "),
+            "{message}"
+        );
+        assert!(
+            message.contains("\nlaw \"answers\", smallest input found:\n"),
             "{message}"
         );
     }
@@ -109,6 +127,125 @@ fn a_plugin_that_ends_its_process_is_reported_by_one_that_lives() {
     assert!(message.contains("smallest input found:\n"), "{message}");
     let output = t3s(folder.path(), &["plugin", "test", "missing.so"]);
     assert_eq!(output.status.code(), Some(2), "{}", text(&output));
+}
+
+/// `t3s plugin test` on `library`: its exit code, and what it says of each component, by name.
+fn verdicts(library: &Path, arguments: &[&str]) -> (Option<i32>, BTreeMap<String, String>, String) {
+    let file = library.to_str().expect("UTF-8");
+    let folder = library.parent().expect("a folder");
+    let output = t3s(folder, &[&["plugin", "test", file], arguments].concat());
+    let mut said: BTreeMap<String, String> = BTreeMap::new();
+    let mut of = String::new();
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        let begins = ["strategy ", "model adapter "]
+            .iter()
+            .find_map(|kind| line.strip_prefix(kind)?.split_once(": "));
+        let line = match begins {
+            Some((name, rest)) => {
+                of = name.to_owned();
+                rest
+            }
+            None => line,
+        };
+        let of = said.entry(of.clone()).or_default();
+        of.push_str(line);
+        of.push('\n');
+    }
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    (output.status.code(), said, error)
+}
+
+#[test]
+fn each_law_catches_the_built_strategy_that_breaks_it() {
+    let Some(cc) = cc() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let library = built(&cc, folder.path(), "broken_laws.c", "broken_laws", &[]);
+    let (code, said, error) = verdicts(&library, &[]);
+    assert_eq!(code, Some(1), "{error}");
+    // The law, and how many tokens its smallest input has.
+    for (name, law, tokens) in [
+        ("answers", "answers", 8),
+        ("needs", "needs", 0),
+        // The host looks for this one itself.
+        ("written", "answers", 1),
+        ("not-finite", "range", 1),
+        ("above-one", "range", 1),
+        ("below-zero", "range", 1),
+        ("mask", "mask", 1),
+        ("deterministic", "deterministic", 1),
+        ("ineligible", "ineligible", 1),
+        ("permutation", "permutation", 1),
+        ("padding", "padding", 1),
+        ("splitting", "splitting", 2),
+        ("budget", "budget", 1),
+        ("monotone", "monotone", 1),
+        ("missing", "missing", 0),
+        ("nan", "nan", 1),
+        // A single token, which it meets where an example is asked about alone.
+        ("degenerate", "splitting", 2),
+    ] {
+        let said = &said[name];
+        let begins = format!("law {law:?} is broken: strategy {name:?}: ");
+        assert!(said.starts_with(&begins), "{name}: {said}");
+        let (_, input) = said
+            .split_once("\nsmallest input found:\n")
+            .expect("an input");
+        assert_eq!(input.matches("position ").count(), tokens, "{name}: {said}");
+    }
+    let outside = "it read or wrote outside its columns, or wrote into one (SIGSEGV)";
+    for (name, death, tokens) in [
+        ("reads-after", outside, 3),
+        ("reads-before", outside, 3),
+        ("writes-column", outside, 3),
+        ("empty", outside, 0),
+        ("aborts", "it aborted (SIGABRT)", 3),
+        ("exits", "it called exit (exit status: 0)", 2),
+    ] {
+        let said = &said[name];
+        let begins =
+            format!("it ended the process: {death}\nlaw \"answers\", smallest input found:\n");
+        assert!(said.starts_with(&begins), "{name}: {said}");
+        assert_eq!(said.matches("position ").count(), tokens, "{name}: {said}");
+        assert!(!said.contains("it lives"), "{name}: {said}");
+    }
+    assert!(said["later"].contains("\n(asked about this alone, it lives: "));
+    assert_eq!(said["lawful"], "keeps the laws\n");
+    assert_eq!(
+        said["needy"],
+        "not tested; it needs --set needy.share=VALUE\n"
+    );
+    assert_eq!(said.len(), 26);
+}
+
+#[test]
+fn components_are_given_options_and_those_without_are_not_tested() {
+    let Some(cc) = cc() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let library = built(&cc, folder.path(), "broken_laws.c", "needy", &["ONLY"]);
+    let (code, said, error) = verdicts(&library, &[]);
+    assert_eq!(code, Some(3), "{said:?}");
+    assert!(
+        error.starts_with("incomplete: ") && error.contains("as far as it was tested"),
+        "{error}"
+    );
+    let (code, said, error) = verdicts(&library, &["--set", "needy.share=0.5"]);
+    assert_eq!(code, Some(0), "{said:?} {error}");
+    assert_eq!(said["needy"], "keeps the laws\n");
+    let (code, said, _) = verdicts(&library, &["--set", "needy.share=0.25"]);
+    assert_eq!(code, Some(1), "{said:?}");
+    assert!(
+        said["needy"].starts_with("law \"options\" is broken: "),
+        "{said:?}"
+    );
+    for (pair, expected) in [
+        ("nedy.share=1", "no component \"nedy\"; it has needy"),
+        ("share=1", "which component is meant?"),
+        ("needy.share", "write COMPONENT.KEY=VALUE"),
+    ] {
+        let (code, _, error) = verdicts(&library, &["--set", pair]);
+        assert_eq!(code, Some(2), "{error}");
+        assert!(error.contains(expected), "{error}");
+    }
 }
 
 #[test]
@@ -194,10 +331,47 @@ fn what_is_begun_in_rust_builds_and_keeps_the_laws() {
         let library = target.join("debug").join(library);
         let tested = t3s(&here, &["plugin", "test", library.to_str().expect("UTF-8")]);
         assert!(tested.status.success(), "{}", text(&tested));
+        if kind == "adapter" {
+            adapters_are_given_configs(&library);
+        }
     }
 
     let library = panics_are_errors(folder.path());
     the_quickstart_selects_with(folder.path(), &library);
+}
+
+/// The config.json of the command line, or a generic one.
+fn adapters_are_given_configs(library: &Path) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let given = |name: &str, text: &str, arguments: &[&str]| {
+        let path = folder.path().join(name);
+        fs::write(&path, text).expect("a file");
+        let path = path.to_str().expect("UTF-8");
+        verdicts(library, &[&["--config", path], arguments].concat())
+    };
+    let good = r#"{"model_type": "my-family", "vocab_size": 100, "hidden_size": 32,
+        "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "max_position_embeddings": 64}"#;
+    let (code, said, error) = given("good.json", good, &[]);
+    assert_eq!(code, Some(0), "{said:?} {error}");
+    assert_eq!(said["my-family"], "keeps the laws\n");
+    let (code, said, _) = given("bad.json", &good.replace("100", "0"), &[]);
+    assert_eq!(code, Some(1), "{said:?}");
+    assert!(
+        said["my-family"].starts_with("law \"decoder\" is broken: the config was refused: "),
+        "{said:?}"
+    );
+    let (code, said, _) = given("other.json", &good.replace("my-family", "qwen3"), &[]);
+    assert_eq!(code, Some(3), "{said:?}");
+    assert!(said["my-family"].starts_with("not tested; "), "{said:?}");
+    let (code, _, error) = given("text.json", "{", &[]);
+    assert_eq!(code, Some(2), "{error}");
+    let option = ["--set", "my-family.objective.speed=3"];
+    let (code, said, _) = given("good.json", good, &option);
+    assert_eq!(code, Some(1), "{said:?}");
+    let (code, _, error) = given("good.json", good, &["--set", "my-family.speed=3"]);
+    assert_eq!(code, Some(2), "{error}");
+    assert!(error.contains("my-family.objective.KEY=VALUE"), "{error}");
 }
 
 /// The quickstart's own `select`, by a library of foreign flags and by one in C, beside T3S.

@@ -115,14 +115,14 @@ impl DecoderSpec {
         self.check_names().map_err(fault)
     }
 
-    /// No two tensors of a decoder of two blocks have one name.
+    /// No two tensors have one name: two blocks of each kind, and two experts, stand for all.
     fn check_names(&self) -> Result<(), String> {
         let mut small = self.clone();
         small.n_layers = self.n_layers.min(2);
         if let MlpSpec::Moe(moe) = &mut small.mlp {
-            small.n_layers = self.n_layers.min(moe.dense_layers + 2);
-            moe.dense_layers = moe.dense_layers.min(1);
-            small.n_layers = small.n_layers.min(3);
+            let sparse = self.n_layers.saturating_sub(moe.dense_layers).min(2);
+            moe.dense_layers = moe.dense_layers.min(self.n_layers).min(2);
+            small.n_layers = moe.dense_layers + sparse;
             moe.n_experts = moe.n_experts.min(2);
         }
         let mut seen = BTreeSet::new();

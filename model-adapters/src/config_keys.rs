@@ -3,7 +3,7 @@
 use std::{cell::RefCell, collections::BTreeSet};
 
 use serde_json::Value;
-use t3s_core::{ComponentError, HfConfig, registry::nearest};
+use t3s_core::{ComponentError, DecoderSpec, HfConfig, registry::nearest};
 
 /// Keys that transformers writes into every `config.json` and that change nothing about what a
 /// decoder computes: bookkeeping, generation defaults, training-time switches of other code.
@@ -53,16 +53,17 @@ impl<'c> ConfigKeys<'c> {
         self.config.0.get(key).filter(|value| !value.is_null())
     }
 
-    /// A count of at least 1.
+    /// A count of at least 1, and at most [`DecoderSpec::LARGEST`].
     ///
     /// # Errors
     /// When it is missing or is none.
     pub fn count(&self, key: &'static str) -> Result<usize, ComponentError> {
+        let accepted = format!("a whole number from 1 to {}", DecoderSpec::LARGEST);
         match self.get(key) {
-            None => Err(missing(key, "a whole number of at least 1")),
-            Some(value) => match value.as_u64() {
-                Some(count) if count > 0 => Ok(count as usize),
-                _ => Err(wrong(key, value, "a whole number of at least 1")),
+            None => Err(missing(key, &accepted)),
+            Some(value) => match value.as_u64().and_then(|n| usize::try_from(n).ok()) {
+                Some(count) if (1..=DecoderSpec::LARGEST).contains(&count) => Ok(count),
+                _ => Err(wrong(key, value, &accepted)),
             },
         }
     }

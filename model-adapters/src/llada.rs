@@ -189,6 +189,12 @@ mod tests {
     }
 
     #[test]
+    fn it_keeps_the_laws() {
+        let config = config(json!({}));
+        t3s_core::laws::assert_adapter(|| Box::new(Llada), &config);
+    }
+
+    #[test]
     fn the_published_config_is_understood() {
         let config = config(json!({}));
         assert!(Llada.claims(&config));

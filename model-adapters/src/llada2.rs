@@ -128,7 +128,7 @@ fn rotary_dim(keys: &ConfigKeys<'_>, head_dim: usize) -> Result<usize, Component
         let accepted = format!("the same as partial_rotary_factor times head_dim ({by_factor})");
         return Err(wrong("rotary_dim", &json!(dim), &accepted));
     }
-    if dim > head_dim || !dim.is_multiple_of(2) {
+    if dim == 0 || dim > head_dim || !dim.is_multiple_of(2) {
         let accepted = format!("an even number up to head_dim ({head_dim})");
         return Err(wrong("rotary_dim", &json!(dim), &accepted));
     }
@@ -161,6 +161,10 @@ fn experts(keys: &ConfigKeys<'_>) -> Result<MoeSpec, ComponentError> {
         Some(value) if value.as_u64() == Some(0) => 0,
         Some(_) => keys.count("first_k_dense_replace")?,
     };
+    if n_shared * hidden > DecoderSpec::LARGEST {
+        let accepted = format!("experts of {} in all", DecoderSpec::LARGEST);
+        return Err(wrong("num_shared_experts", &json!(n_shared), &accepted));
+    }
     let has_bias = keys.flag_or("moe_router_enable_expert_bias", true)?;
     let mlp = |name: &str| format!("model.layers.{{layer}}.mlp.{name}");
     let expert = |name: &str| mlp(&format!("experts.{{expert}}.{name}_proj.weight"));
@@ -256,6 +260,12 @@ mod tests {
             config.insert(key.clone(), value.clone());
         }
         HfConfig(config)
+    }
+
+    #[test]
+    fn it_keeps_the_laws() {
+        let config = config(json!({}));
+        t3s_core::laws::assert_adapter(|| Box::new(Llada2), &config);
     }
 
     #[test]

@@ -207,6 +207,12 @@ mod tests {
     }
 
     #[test]
+    fn it_keeps_the_laws() {
+        let config = config(json!({}));
+        t3s_core::laws::assert_adapter(|| Box::new(Qwen3), &config);
+    }
+
+    #[test]
     fn a_published_config_is_understood() {
         let spec = spec(json!({}));
         assert_eq!((spec.vocab, spec.width, spec.n_layers), (151_936, 1024, 28));

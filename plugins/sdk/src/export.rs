@@ -14,7 +14,7 @@ mod view;
 use std::{ffi::c_void, sync::OnceLock};
 
 use t3s_core::{
-    ConfidenceSignal, SelectContext, SelectionStrategy,
+    ComponentError, ConfidenceSignal, SelectContext, SelectionStrategy,
     plugin::{
         SignalDescription, StrategyDescription,
         abi::{
@@ -102,18 +102,18 @@ fn describe(entry: &'static Registration) -> T3sComponent {
     match entry.factory {
         Factory::Signal(_) => T3sComponent {
             kind: T3S_SIGNAL,
-            create: Some(signal_create),
+            create: Some(create::<dyn ConfidenceSignal>),
             destroy: Some(destroy::<Box<dyn ConfidenceSignal>>),
-            describe: Some(signal_describe),
-            run: Some(signal_run),
+            describe: Some(describe_instance::<dyn ConfidenceSignal>),
+            run: Some(run::<dyn ConfidenceSignal>),
             ..common
         },
         Factory::Strategy(_) => T3sComponent {
             kind: T3S_STRATEGY,
-            create: Some(strategy_create),
+            create: Some(create::<dyn SelectionStrategy>),
             destroy: Some(destroy::<Box<dyn SelectionStrategy>>),
-            describe: Some(strategy_describe),
-            run: Some(strategy_run),
+            describe: Some(describe_instance::<dyn SelectionStrategy>),
+            run: Some(run::<dyn SelectionStrategy>),
             ..common
         },
         Factory::Adapter(_) => T3sComponent {
@@ -167,7 +167,57 @@ unsafe extern "C" fn destroy<T>(instance: *mut c_void) {
     }
 }
 
-unsafe extern "C" fn signal_create(
+/// What signals and strategies have in common at the boundary.
+trait Scores {
+    /// One made by `factory`, if that makes this kind.
+    fn make(factory: Factory, options: &t3s_core::toml::Table) -> Result<Box<Self>, Fault>;
+
+    /// What it reads and promises, as JSON.
+    fn description(&self) -> Result<String, Fault>;
+
+    /// One number per token.
+    fn answer(&self, lent: &view::Lent<'_>, out: &mut [f32]) -> Result<(), ComponentError>;
+}
+
+impl Scores for dyn ConfidenceSignal {
+    fn make(factory: Factory, options: &t3s_core::toml::Table) -> Result<Box<Self>, Fault> {
+        match factory {
+            Factory::Signal(make) => Ok(make(options)?),
+            _ => Err(Fault::new("not a signal")),
+        }
+    }
+
+    fn description(&self) -> Result<String, Fault> {
+        to_json(&SignalDescription::of(self))
+    }
+
+    fn answer(&self, lent: &view::Lent<'_>, out: &mut [f32]) -> Result<(), ComponentError> {
+        self.compute(&lent.tokens, out)
+    }
+}
+
+impl Scores for dyn SelectionStrategy {
+    fn make(factory: Factory, options: &t3s_core::toml::Table) -> Result<Box<Self>, Fault> {
+        match factory {
+            Factory::Strategy(make) => Ok(make(options)?),
+            _ => Err(Fault::new("not a strategy")),
+        }
+    }
+
+    fn description(&self) -> Result<String, Fault> {
+        to_json(&StrategyDescription::of(self))
+    }
+
+    fn answer(&self, lent: &view::Lent<'_>, out: &mut [f32]) -> Result<(), ComponentError> {
+        let cx = match lent.current_logp {
+            Some(current) => SelectContext::online(lent.seed, lent.step, current),
+            None => SelectContext::recorded(lent.seed),
+        };
+        self.select(&lent.tokens, &cx, out)
+    }
+}
+
+unsafe extern "C" fn create<C: Scores + ?Sized>(
     context: *const c_void,
     text: T3sStr,
     instance: *mut *mut c_void,
@@ -176,101 +226,43 @@ unsafe extern "C" fn signal_create(
     guarded(error, || {
         // SAFETY: the host hands a component its own context, and texts that outlive the call.
         let (entry, options) = unsafe { (entry(context), options(text)?) };
-        let Factory::Signal(make) = entry.factory else {
-            return Err(Fault::new("not a signal"));
-        };
         // SAFETY: the host's place.
-        unsafe { hand_out(make(&options)?, instance) };
+        unsafe { hand_out(C::make(entry.factory, &options)?, instance) };
         Ok(())
     })
 }
 
-unsafe extern "C" fn strategy_create(
-    context: *const c_void,
-    text: T3sStr,
-    instance: *mut *mut c_void,
-    error: *mut T3sText,
-) -> i32 {
-    guarded(error, || {
-        // SAFETY: the host hands a component its own context, and texts that outlive the call.
-        let (entry, options) = unsafe { (entry(context), options(text)?) };
-        let Factory::Strategy(make) = entry.factory else {
-            return Err(Fault::new("not a strategy"));
-        };
-        // SAFETY: the host's place.
-        unsafe { hand_out(make(&options)?, instance) };
-        Ok(())
-    })
-}
-
-unsafe extern "C" fn signal_describe(
+unsafe extern "C" fn describe_instance<C: Scores + ?Sized>(
     instance: *const c_void,
     answer: *mut T3sText,
     error: *mut T3sText,
 ) -> i32 {
     guarded(error, || {
-        // SAFETY: an instance of `signal_create`, alive for the call.
-        let signal = unsafe { &*instance.cast::<Box<dyn ConfidenceSignal>>() };
-        set_text(answer, to_json(&SignalDescription::of(signal.as_ref()))?);
+        // SAFETY: an instance of `create::<C>`, alive for the call.
+        let component = unsafe { &*instance.cast::<Box<C>>() };
+        set_text(answer, component.description()?);
         Ok(())
     })
 }
 
-unsafe extern "C" fn strategy_describe(
+unsafe extern "C" fn run<C: Scores + ?Sized>(
     instance: *const c_void,
-    answer: *mut T3sText,
+    tokens: *const T3sTokens,
+    out: *mut f32,
+    n: usize,
     error: *mut T3sText,
 ) -> i32 {
     guarded(error, || {
-        // SAFETY: an instance of `strategy_create`, alive for the call.
-        let strategy = unsafe { &*instance.cast::<Box<dyn SelectionStrategy>>() };
-        set_text(
-            answer,
-            to_json(&StrategyDescription::of(strategy.as_ref()))?,
-        );
-        Ok(())
+        // SAFETY: an instance of `create::<C>`; tokens and `out` are the host's, of the lengths they
+        // say, alive and not shared for the call.
+        let (component, lent, out) = unsafe {
+            let component = &*instance.cast::<Box<C>>();
+            (component, view::Lent::new(&*tokens)?, view::room(out, n)?)
+        };
+        Ok(component.answer(&lent, out)?)
     })
 }
 
 fn to_json(value: &impl serde::Serialize) -> Result<String, Fault> {
     serde_json::to_string(value).map_err(|error| Fault::new(error.to_string()))
-}
-
-unsafe extern "C" fn signal_run(
-    instance: *const c_void,
-    tokens: *const T3sTokens,
-    out: *mut f32,
-    n: usize,
-    error: *mut T3sText,
-) -> i32 {
-    guarded(error, || {
-        // SAFETY: an instance of `signal_create`; tokens and `out` are the host's, of the lengths
-        // they say, alive and not shared for the call.
-        let (signal, lent, out) = unsafe {
-            let signal = &*instance.cast::<Box<dyn ConfidenceSignal>>();
-            (signal, view::Lent::new(&*tokens)?, view::room(out, n)?)
-        };
-        Ok(signal.compute(&lent.tokens, out)?)
-    })
-}
-
-unsafe extern "C" fn strategy_run(
-    instance: *const c_void,
-    tokens: *const T3sTokens,
-    out: *mut f32,
-    n: usize,
-    error: *mut T3sText,
-) -> i32 {
-    guarded(error, || {
-        // SAFETY: as in `signal_run`, with an instance of `strategy_create`.
-        let (strategy, lent, out) = unsafe {
-            let strategy = &*instance.cast::<Box<dyn SelectionStrategy>>();
-            (strategy, view::Lent::new(&*tokens)?, view::room(out, n)?)
-        };
-        let cx = match lent.current_logp {
-            Some(current) => SelectContext::online(lent.seed, lent.step, current),
-            None => SelectContext::recorded(lent.seed),
-        };
-        Ok(strategy.select(&lent.tokens, &cx, out)?)
-    })
 }

@@ -91,13 +91,7 @@ fn rust(
             sdk.display()
         ))
     })?;
-    let mut manifest = filled(MANIFEST, name).replace("{{sdk}}", &sdk.display().to_string());
-    if kind == PluginKind::Adapter {
-        manifest = manifest.replace(
-            "[dev-dependencies]\n",
-            "[dev-dependencies]\nserde_json = \"1\"\n",
-        );
-    }
+    let manifest = filled(MANIFEST, name).replace("{{sdk}}", &sdk.display().to_string());
     let source = match kind {
         PluginKind::Strategy => STRATEGY,
         PluginKind::Signal => SIGNAL,

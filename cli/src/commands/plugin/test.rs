@@ -2,6 +2,8 @@
 //! of the report. A child notes each question before it asks; where it dies, the next child asks
 //! smaller ones, until the smallest is found, and one more goes on with the next component.
 
+mod child;
+
 use std::{
     env, fs,
     path::{Path, PathBuf},
@@ -9,16 +11,13 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use t3s_core::{
-    laws::{self, Again, Asked},
-    registry::Registration,
-    toml::Table,
-};
+use t3s_core::laws::Asked;
 
-use super::guarded::{Fenced, SIDES, no_core_file, watched};
+pub use child::child;
+
+use super::guarded::Fenced;
 use crate::{
     args::{PluginTestArgs, Resume},
-    commands::set,
     failure::Failure,
 };
 
@@ -121,15 +120,11 @@ impl Parent<'_> {
             println!("asked about its options, before any law");
             return Ok(());
         };
-        print!(
-            "law {:?}, smallest input found:\n{input}{}",
-            asked.law(),
-            if self.dies(Resume::Same, &smallest)?.is_some() {
-                ""
-            } else {
-                "(asked about this alone, it lives: what was asked before it matters)\n"
-            }
-        );
+        println!("law {:?}, smallest input found:", asked.law());
+        print!("{input}");
+        if asked.shrinks() && self.dies(Resume::Same, &smallest)?.is_none() {
+            println!("(asked about this alone, it lives: what was asked before it matters)");
+        }
         Ok(())
     }
 
@@ -146,7 +141,7 @@ impl Parent<'_> {
 
     /// Starts a child that asks about the input of `at`, or smaller ones: what it died of, and how.
     fn dies(&self, resume: Resume, at: &At) -> Result<Option<(At, ExitStatus)>, Failure> {
-        if at.asked.is_none() {
+        if !at.asked.as_ref().is_some_and(Asked::shrinks) {
             return Ok(None);
         }
         write(
@@ -173,6 +168,9 @@ impl Parent<'_> {
             .arg("--notes")
             .arg(&self.notes)
             .args(["--component", &index.to_string()]);
+        if let Some(config) = &self.args.config {
+            command.arg("--config").arg(config);
+        }
         for pair in &self.args.overrides {
             command.args(["--set", pair]);
         }
@@ -212,148 +210,4 @@ fn death(status: ExitStatus) -> String {
         };
     }
     format!("it called exit ({status})")
-}
-
-/// Holds the components from one on to the laws, or asks one about one input again.
-pub fn child(args: &PluginTestArgs, notes: &Path) -> Result<(), Failure> {
-    no_core_file();
-    let before = fs::read(notes).ok();
-    let before: Option<Notes> = before.and_then(|text| serde_json::from_slice(&text).ok());
-    // Until a component is asked, the plugin is being loaded.
-    write(notes, &Notes::default())?;
-    let tested = tested(args, notes, before);
-    let ended = match &tested {
-        Ok(ended) => *ended,
-        Err(_) => Ended::Refused,
-    };
-    write(
-        notes,
-        &Notes {
-            at: None,
-            ended: Some(ended),
-        },
-    )?;
-    tested.map(drop)
-}
-
-fn tested(args: &PluginTestArgs, notes: &Path, before: Option<Notes>) -> Result<Ended, Failure> {
-    let plugin = super::open(&args.file)?;
-    let entries = plugin.components();
-    let sets = overrides(&args.overrides, entries)?;
-    let first = args.component.min(entries.len());
-    if args.resume != Resume::From {
-        let at = before.and_then(|notes| notes.at);
-        let (Some(at), Some(entry)) = (at, entries.get(first)) else {
-            return Err(Failure::usage("no notes to resume from"));
-        };
-        let again = match args.resume {
-            Resume::Smaller => Again::Smaller,
-            _ => Again::Same,
-        };
-        if let Some(asked) = &at.asked {
-            let entry = watched(entry, at.fenced, note(notes, first, entry, at.fenced));
-            laws::ask_again(&entry, &sets[first], asked, again);
-        }
-        return Ok(Ended::Kept);
-    }
-    let mut worst = Ended::Kept;
-    for (index, entry) in entries.iter().enumerate().skip(first) {
-        worst = worst.max(held(index, entry, &sets[index], notes));
-    }
-    Ok(worst)
-}
-
-/// Holds one component to the laws and says whether it keeps them.
-fn held(index: usize, entry: &Registration, options: &Table, notes: &Path) -> Ended {
-    let (kind, name) = (entry.kind(), entry.name);
-    let lacking = laws::required(entry, options);
-    if !lacking.is_empty() {
-        let sets: Vec<String> = lacking
-            .iter()
-            .map(|option| format!("--set {name}.{option}=VALUE"))
-            .collect();
-        println!("{kind} {name}: not tested; it needs {}", sets.join(" "));
-        return Ended::Untested;
-    }
-    for fenced in SIDES {
-        let note = note(notes, index, entry, *fenced);
-        note("");
-        if let Err(fault) = laws::registration(&watched(entry, *fenced, note), options) {
-            println!("{kind} {name}: {fault}");
-            return Ended::Broken;
-        }
-    }
-    println!("{kind} {name}: keeps the laws");
-    Ended::Kept
-}
-
-/// Writes down what the component `entry` is about to be asked.
-fn note(
-    notes: &Path,
-    index: usize,
-    entry: &Registration,
-    fenced: Fenced,
-) -> &'static (dyn Fn(&str) + Send + Sync) {
-    let notes = notes.to_owned();
-    let who = format!("{} {}", entry.kind(), entry.name);
-    Box::leak(Box::new(move |input: &str| {
-        let at = At {
-            index,
-            who: who.clone(),
-            fenced,
-            asked: laws::asked(),
-            input: input.to_owned(),
-        };
-        // Without the note only the report of a crash is poorer.
-        let _ = write(
-            &notes,
-            &Notes {
-                at: Some(at),
-                ended: None,
-            },
-        );
-    }))
-}
-
-/// The options of each component: `NAME.KEY=VALUE`, with more keys for tables inside.
-fn overrides(pairs: &[String], entries: &[Registration]) -> Result<Vec<Table>, Failure> {
-    let mut sets = vec![Table::new(); entries.len()];
-    for text in pairs {
-        let (path, value) = set::pair(text, "COMPONENT.KEY=VALUE, e.g. my-rule.share=0.2")?;
-        let Some((name, path)) = path.split_once('.') else {
-            return Err(Failure::usage(format!(
-                "--set {text}: write COMPONENT.KEY=VALUE; which component is meant?"
-            )));
-        };
-        let mut known = false;
-        for (entry, options) in entries.iter().zip(&mut sets) {
-            if entry.name == name {
-                known = true;
-                put(options, path, value.clone())
-                    .map_err(|at| Failure::usage(format!("--set {text}: {at} is no table")))?;
-            }
-        }
-        if !known {
-            let names: Vec<&str> = entries.iter().map(|entry| entry.name).collect();
-            return Err(Failure::usage(format!(
-                "--set {text}: the plugin has no component {name:?}; it has {}",
-                names.join(", ")
-            )));
-        }
-    }
-    Ok(sets)
-}
-
-/// Puts `value` at `path`; the key that stands in the way if it cannot.
-fn put<'p>(table: &mut Table, path: &'p str, value: t3s_core::toml::Value) -> Result<(), &'p str> {
-    let Some((first, rest)) = path.split_once('.') else {
-        table.insert(path.to_owned(), value);
-        return Ok(());
-    };
-    let inner = table
-        .entry(first)
-        .or_insert_with(|| Table::new().into())
-        .as_table_mut()
-        .ok_or(first)?;
-    put(inner, rest, value)
 }

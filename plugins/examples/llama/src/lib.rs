@@ -91,8 +91,8 @@ impl Keys<'_> {
             Some(value) => value.as_u64().and_then(|n| usize::try_from(n).ok()),
         };
         count
-            .filter(|n| *n > 0)
-            .ok_or_else(|| refused(key, found, "a whole number above 0"))
+            .filter(|n| (1..=DecoderSpec::LARGEST).contains(n))
+            .ok_or_else(|| refused(key, found, "a whole number above 0, of a decoder's size"))
     }
 
     fn number(&self, key: &str, default: f64) -> Result<f64, ComponentError> {
@@ -124,7 +124,10 @@ impl Keys<'_> {
         let Some(parameters) = self.get("rope_parameters") else {
             return self.number("rope_theta", 10_000.0);
         };
-        for (key, value) in parameters.as_object().into_iter().flatten() {
+        let Some(pairs) = parameters.as_object() else {
+            return Err(refused("rope_parameters", Some(parameters), "a table"));
+        };
+        for (key, value) in pairs {
             let known = key == "rope_theta" || (key == "rope_type" && value == "default");
             if !known {
                 let key = format!("rope_parameters.{key}");
@@ -140,11 +143,14 @@ impl Keys<'_> {
         Ok(theta)
     }
 
-    fn eos(&self) -> Result<Vec<u32>, ComponentError> {
+    fn eos(&self, vocab: usize) -> Result<Vec<u32>, ComponentError> {
         let key = "eos_token_id";
         let id = |value: &Value| {
             let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
-            id.ok_or_else(|| refused(key, Some(value), "a token id, or a list of them"))
+            id.filter(|id| (*id as usize) < vocab).ok_or_else(|| {
+                let accepted = format!("a token id below vocab_size ({vocab}), or a list of them");
+                refused(key, Some(value), &accepted)
+            })
         };
         match self.get(key) {
             None => Ok(Vec::new()),
@@ -174,6 +180,7 @@ impl ModelAdapter for Llama {
     fn decoder(&self, config: &HfConfig) -> Result<DecoderSpec, ComponentError> {
         let keys = Keys(config);
         keys.strict()?;
+        let vocab = keys.count("vocab_size", None)?;
         let width = keys.count("hidden_size", None)?;
         let n_heads = keys.count("num_attention_heads", None)?;
         let n_kv_heads = keys.count("num_key_value_heads", Some(n_heads))?;
@@ -194,7 +201,7 @@ impl ModelAdapter for Llama {
         };
         Ok(DecoderSpec {
             spec_version: DecoderSpec::VERSION,
-            vocab: keys.count("vocab_size", None)?,
+            vocab,
             width,
             n_layers: keys.count("num_hidden_layers", None)?,
             n_heads,
@@ -213,7 +220,7 @@ impl ModelAdapter for Llama {
             tied_head: tied,
             max_positions: keys.count("max_position_embeddings", Some(2048))?,
             initializer_range: keys.number("initializer_range", 0.02)?,
-            eos_ids: keys.eos()?,
+            eos_ids: keys.eos(vocab)?,
             names: TensorNames::llama(),
         })
     }
@@ -230,5 +237,23 @@ impl ModelAdapter for Llama {
     fn decode(&self, options: &toml::Table) -> Result<DecodeRule, ComponentError> {
         read_options::<NoOptions>(options)?;
         Ok(DecodeRule::LeftToRight)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use t3s_plugin::laws;
+
+    use super::*;
+
+    #[test]
+    fn it_keeps_the_laws() {
+        let mut config = laws::generic_config("llama");
+        laws::assert_adapter(|| Box::new(Llama), &config);
+        // And as transformers 5 writes it.
+        config.0.shift_remove("rope_theta");
+        let rope = serde_json::json!({"rope_type": "default", "rope_theta": 5e5});
+        config.0.insert("rope_parameters".to_owned(), rope);
+        laws::assert_adapter(|| Box::new(Llama), &config);
     }
 }
