@@ -239,7 +239,7 @@ fn components_are_given_options_and_those_without_are_not_tested() {
     );
     for (pair, expected) in [
         ("nedy.share=1", "no component \"nedy\"; it has needy"),
-        ("share=1", "which component is meant?"),
+        ("share=1", "write COMPONENT.KEY=VALUE"),
         ("needy.share", "write COMPONENT.KEY=VALUE"),
     ] {
         let (code, _, error) = verdicts(&library, &["--set", pair]);

@@ -14,7 +14,6 @@ mod report;
 mod run;
 mod score;
 mod select;
-mod set;
 mod task;
 mod tokenizer;
 

@@ -8,22 +8,16 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use serde_json::{Value, json};
 
 use super::{ASKED, Asked, Broken, prepared, said};
-use crate::{ComponentError, DecodeRule, DecoderSpec, HfConfig, ModelAdapter};
-
-/// The options of a plan's tables `[student.objective]` and `[student.decode]`.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct AdapterOptions {
-    /// Of the objective.
-    pub objective: toml::Table,
-    /// Of the decode rule.
-    pub decode: toml::Table,
-}
+use crate::{
+    ComponentError, DecodeRule, DecoderSpec, HfConfig, ModelAdapter, adapter::FamilyOptions,
+};
 
 /// What is held to the laws.
 pub(super) struct Subject<'a> {
     pub make: &'a dyn Fn() -> Box<dyn ModelAdapter>,
     pub config: &'a HfConfig,
-    pub options: &'a AdapterOptions,
+    /// What a plan would say in `[student.objective]` and `[student.decode]`.
+    pub options: &'a FamilyOptions,
 }
 
 /// Why a law does not hold: the input, where it needs one, and what was expected and found.
@@ -31,9 +25,10 @@ pub(super) type Fault = (String, String);
 
 type Check = fn(&Subject<'_>) -> Result<(), Fault>;
 
-const LAWS: [(&str, Check); 8] = [
+const LAWS: [(&str, Check); 9] = [
     ("claims", claims),
     ("decoder", decoder),
+    ("options", options),
     ("keys", keys),
     ("unknown-option", unknown_option),
     ("decode", decode),
@@ -101,6 +96,15 @@ pub fn generic_config(name: &str) -> HfConfig {
 }
 
 impl Subject<'_> {
+    /// What the config decides, and before that what was given.
+    pub fn all_options(&self) -> Result<FamilyOptions, Fault> {
+        let refused = |error| fault("", format!("the config's options were refused: {error}"));
+        let mut options = (self.make)().options(self.config).map_err(refused)?;
+        options.objective.extend(self.options.objective.clone());
+        options.decode.extend(self.options.decode.clone());
+        Ok(options)
+    }
+
     pub fn spec(&self) -> Result<DecoderSpec, Fault> {
         let refused = |error| fault("", format!("the config was refused: {error}"));
         (self.make)().decoder(self.config).map_err(refused)
@@ -142,6 +146,15 @@ fn decoder(subject: &Subject<'_>) -> Result<(), Fault> {
         }
     }
     Ok(())
+}
+
+/// The config decides the same options, always.
+fn options(subject: &Subject<'_>) -> Result<(), Fault> {
+    let (options, again) = (subject.all_options()?, subject.all_options()?);
+    match options == again {
+        true => Ok(()),
+        false => Err(fault("", format!("{options:?} became {again:?}"))),
+    }
 }
 
 /// What every key is replaced with. Those of the second list may be of the key's own type.
@@ -187,8 +200,13 @@ fn changed(
         "without" => format!("the config without {key:?}"),
         text => format!("the config with {key:?}: {text}"),
     };
-    let answer = catch_unwind(AssertUnwindSafe(|| (subject.make)().decoder(config)));
-    let answer = answer.map_err(|panic| {
+    let answer = catch_unwind(AssertUnwindSafe(|| {
+        let adapter = (subject.make)();
+        let spec = adapter.decoder(config)?;
+        adapter.options(config)?;
+        Ok(spec)
+    }));
+    let answer: Result<DecoderSpec, ComponentError> = answer.map_err(|panic| {
         let message = format!("it panicked: {}", said(panic.as_ref()));
         fault(input.clone(), message)
     })?;
@@ -230,8 +248,9 @@ fn unknown_option(subject: &Subject<'_>) -> Result<(), Fault> {
         options.insert(UNKNOWN.to_owned(), toml::Value::Boolean(true));
         options
     };
-    let objective = adapter.objective(&with(&subject.options.objective)).err();
-    let decode = adapter.decode(&with(&subject.options.decode)).err();
+    let options = subject.all_options()?;
+    let objective = adapter.objective(&with(&options.objective)).err();
+    let decode = adapter.decode(&with(&options.decode)).err();
     for (who, error) in [("objective", objective), ("decode rule", decode)] {
         match error {
             Some(error) if names(&error, UNKNOWN) => {}
@@ -255,8 +274,9 @@ fn unknown_option(subject: &Subject<'_>) -> Result<(), Fault> {
 fn decode(subject: &Subject<'_>) -> Result<(), Fault> {
     let refused = |error| fault("", format!("the decode options were refused: {error}"));
     let adapter = (subject.make)();
-    let rule = adapter.decode(&subject.options.decode).map_err(refused)?;
-    let again = adapter.decode(&subject.options.decode).map_err(refused)?;
+    let options = subject.all_options()?.decode;
+    let rule = adapter.decode(&options).map_err(refused)?;
+    let again = adapter.decode(&options).map_err(refused)?;
     if again != rule {
         return Err(fault("", format!("{rule:?} became {again:?}")));
     }

@@ -8,7 +8,7 @@ use crate::{
     ModelAdapter, ModelBatch, NO_TARGET, Objective,
     adapter::{BlockDecoding, DecodeAttention},
     decoder_spec::{MlpSpec, RopeSpec, TensorNames},
-    objective::NextToken,
+    objective::{Draw, NextToken, Weighting},
 };
 
 /// An adapter of the generic config, but for `fault`.
@@ -16,6 +16,9 @@ struct Family {
     fault: &'static str,
     asked: AtomicU32,
 }
+
+/// Over all instances: each asking differs from the one before.
+static ASKED_OPTIONS: AtomicU32 = AtomicU32::new(0);
 
 fn family(fault: &'static str) -> Box<dyn ModelAdapter> {
     Box::new(Family {
@@ -39,7 +42,7 @@ impl Family {
         }
     }
 
-    fn options(&self, options: &toml::Table) -> Result<(), ComponentError> {
+    fn no_options(&self, options: &toml::Table) -> Result<(), ComponentError> {
         match options.keys().next() {
             Some(_) if self.fault == "any-option" => Ok(()),
             Some(_) if self.fault == "some-option" => {
@@ -110,8 +113,19 @@ impl ModelAdapter for Family {
         })
     }
 
+    fn options(&self, _: &HfConfig) -> Result<FamilyOptions, ComponentError> {
+        let mut options = FamilyOptions::default();
+        match self.fault {
+            "options" if ASKED_OPTIONS.fetch_add(1, Ordering::Relaxed) % 2 == 1 => {
+                options.decode.insert("steps".to_owned(), 3.into());
+            }
+            _ => {}
+        }
+        Ok(options)
+    }
+
     fn objective(&self, options: &toml::Table) -> Result<Box<dyn Objective>, ComponentError> {
-        self.options(options)?;
+        self.no_options(options)?;
         Ok(Box::new(Rows {
             fault: self.fault,
             asked: AtomicU32::new(0),
@@ -119,7 +133,7 @@ impl ModelAdapter for Family {
     }
 
     fn decode(&self, options: &toml::Table) -> Result<DecodeRule, ComponentError> {
-        self.options(options)?;
+        self.no_options(options)?;
         let rule = BlockDecoding {
             mask_id: 7,
             block: 4,
@@ -152,17 +166,20 @@ impl Objective for Rows {
         }
     }
 
+    fn weighting(&self) -> Weighting {
+        Weighting::Loss
+    }
+
     fn prepare(
         &self,
         batch: &ExampleBatch<'_>,
-        seed: u64,
-        draw: u64,
+        draw: Draw,
         out: &mut ModelBatch,
     ) -> Result<(), ComponentError> {
         if self.fault == "refuses-none" && batch.ids.is_empty() {
             return Err(ComponentError::Failed("no tokens".to_owned()));
         }
-        NextToken.prepare(batch, seed, draw, out)?;
+        NextToken.prepare(batch, draw, out)?;
         let asked = self.asked.fetch_add(1, Ordering::Relaxed);
         let prompt = batch.trainable.iter().position(|trainable| !trainable);
         let target = out
@@ -200,13 +217,14 @@ fn a_lawful_adapter_passes() {
 #[test]
 fn each_law_of_adapters_catches_its_fault_and_no_other() {
     let config = generic_config("family");
-    let options = AdapterOptions::default();
+    let options = FamilyOptions::default();
     for (fault, law) in [
         ("claims-once", "claims"),
         ("claims-all", "claims"),
         ("decoder", "decoder"),
         ("spec", "decoder"),
         ("names", "decoder"),
+        ("options", "options"),
         ("nameless", "keys"),
         ("panics", "keys"),
         ("takes-kv", "keys"),
@@ -240,6 +258,10 @@ fn each_law_of_adapters_catches_its_fault_and_no_other() {
         if ["weight", "refuses-none"].contains(&fault) {
             laws.retain(|law| *law != "draws");
         }
+        // Options that come and go are refused where they are there.
+        if fault == "options" {
+            laws.truncate(1);
+        }
         assert_eq!(laws, [law], "{fault}: {found:#?}");
     }
 }
@@ -248,7 +270,7 @@ fn each_law_of_adapters_catches_its_fault_and_no_other() {
 fn the_input_of_a_broken_law_is_shown() {
     let broken = |fault| {
         let config = generic_config("family");
-        adapter(|| family(fault), &config, &AdapterOptions::default()).unwrap_err()
+        adapter(|| family(fault), &config, &FamilyOptions::default()).unwrap_err()
     };
     assert_eq!(
         broken("takes-kv").to_string(),

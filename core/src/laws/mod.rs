@@ -28,11 +28,12 @@ use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, Test
 
 use serde::{Deserialize, Serialize};
 
-pub use adapter::{AdapterOptions, generic_config};
+pub use adapter::generic_config;
 pub use entry::{registration, registry, required};
 
 use crate::{
     ConfidenceSignal, HfConfig, ModelAdapter, SelectionStrategy,
+    adapter::FamilyOptions,
     registry::{Factory, Registration},
 };
 use case::{Case, Column};
@@ -163,6 +164,7 @@ pub fn signal(make: impl Fn() -> Box<dyn ConfidenceSignal>) -> Result<(), Broken
 /// * `claims`: the config is claimed, always; one that says nothing is not;
 /// * `decoder`: the config has one decoder, and [`DecoderSpec::check`](crate::DecoderSpec::check)
 ///   accepts it;
+/// * `options`: the config decides the same options, always;
 /// * `keys`: with a key left out, or with another value, there is a legal decoder or an error that
 ///   names a key: that key, where the value is of a wrong type;
 /// * `unknown-option`: an option that does not exist is refused by name;
@@ -177,7 +179,7 @@ pub fn signal(make: impl Fn() -> Box<dyn ConfidenceSignal>) -> Result<(), Broken
 pub fn adapter(
     make: impl Fn() -> Box<dyn ModelAdapter>,
     config: &HfConfig,
-    options: &AdapterOptions,
+    options: &FamilyOptions,
 ) -> Result<(), Broken> {
     let subject = adapter::Subject {
         make: &make,
@@ -192,7 +194,7 @@ pub fn adapter(
 /// # Panics
 /// When a law is broken, with the law and the input.
 pub fn assert_adapter(make: impl Fn() -> Box<dyn ModelAdapter>, config: &HfConfig) {
-    if let Err(broken) = adapter(make, config, &AdapterOptions::default()) {
+    if let Err(broken) = adapter(make, config, &FamilyOptions::default()) {
         panic!("{broken}");
     }
 }

@@ -1,7 +1,9 @@
 //! The laws of an adapter's objective: what it makes of examples.
 
 use super::adapter::{Fault, Subject, fault};
-use crate::{AttentionPattern, CounterRng, ExampleBatch, ModelBatch, NO_TARGET, Objective};
+use crate::{
+    AttentionPattern, CounterRng, ExampleBatch, ModelBatch, NO_TARGET, Objective, objective::Draw,
+};
 
 /// Examples, in the columns of an [`ExampleBatch`].
 #[derive(Debug, Clone, Default)]
@@ -60,6 +62,7 @@ impl Batch {
             ids: &self.ids,
             trainable: &self.trainable,
             weights: &self.weights,
+            noisy_ids: &[],
         }
     }
 
@@ -89,16 +92,18 @@ impl Batch {
 fn made(subject: &Subject<'_>) -> Result<Box<dyn Objective>, Fault> {
     let refused = |error| fault("", format!("the objective's options were refused: {error}"));
     (subject.make)()
-        .objective(&subject.options.objective)
+        .objective(&subject.all_options()?.objective)
         .map_err(refused)
 }
 
 /// The options make one objective, with an attention pattern that exists.
 pub(super) fn objective(subject: &Subject<'_>) -> Result<(), Fault> {
-    let (pattern, again) = (made(subject)?.attention(), made(subject)?.attention());
-    if pattern != again {
-        return Err(fault("", format!("{pattern:?} became {again:?}")));
+    let told = |objective: Box<dyn Objective>| (objective.attention(), objective.weighting());
+    let (once, again) = (told(made(subject)?), told(made(subject)?));
+    if once != again {
+        return Err(fault("", format!("{once:?} became {again:?}")));
     }
+    let (pattern, _) = once;
     let legal = match pattern {
         AttentionPattern::Causal | AttentionPattern::Bidirectional => true,
         AttentionPattern::BlockCausal { block } => block > 0,
@@ -117,7 +122,7 @@ fn each(
 ) -> Result<(), Fault> {
     let objective = made(subject)?;
     let vocab = u32::try_from(subject.spec()?.vocab).unwrap_or(u32::MAX);
-    let mask = match (subject.make)().decode(&subject.options.decode) {
+    let mask = match (subject.make)().decode(&subject.all_options()?.decode) {
         Ok(crate::DecodeRule::Blocks(blocks)) => Some(blocks.mask_id),
         _ => None,
     };
@@ -128,12 +133,7 @@ fn each(
     Ok(())
 }
 
-fn prepare(
-    objective: &dyn Objective,
-    batch: &Batch,
-    seed: u64,
-    draw: u64,
-) -> Result<ModelBatch, String> {
+fn prepare(objective: &dyn Objective, batch: &Batch, draw: Draw) -> Result<ModelBatch, String> {
     // What is in it already is nobody's.
     let mut out = ModelBatch {
         input_ids: vec![1],
@@ -143,7 +143,7 @@ fn prepare(
         weights: vec![1.0],
     };
     objective
-        .prepare(&batch.view(), seed, draw, &mut out)
+        .prepare(&batch.view(), draw, &mut out)
         .map_err(|error| format!("good examples were refused: {error}"))?;
     Ok(out)
 }
@@ -151,8 +151,12 @@ fn prepare(
 /// The rows are legal: see [`legal`].
 pub(super) fn rows(subject: &Subject<'_>) -> Result<(), Fault> {
     each(subject, |batch, objective, vocab| {
-        for (seed, draw) in [(0, 0), (1, 0), (1, 3)] {
-            let rows = prepare(objective, batch, seed, draw)?;
+        let third = Draw {
+            strata: 4,
+            ..Draw::new(1, 3)
+        };
+        for draw in [Draw::new(0, 0), Draw::new(1, 0), third] {
+            let rows = prepare(objective, batch, draw)?;
             legal(batch, &rows, vocab, objective.attention())?;
         }
         Ok(())
@@ -245,10 +249,13 @@ fn legal(
 pub(super) fn draws(subject: &Subject<'_>) -> Result<(), Fault> {
     let other = made(subject)?;
     each(subject, |batch, objective, _| {
-        let rows = prepare(objective, batch, 5, 2)?;
+        let rows = prepare(objective, batch, Draw::new(5, 2))?;
         for (what, found) in [
-            ("asked again", prepare(objective, batch, 5, 2)?),
-            ("made again", prepare(other.as_ref(), batch, 5, 2)?),
+            ("asked again", prepare(objective, batch, Draw::new(5, 2))?),
+            (
+                "made again",
+                prepare(other.as_ref(), batch, Draw::new(5, 2))?,
+            ),
         ] {
             if found != rows {
                 return Err(format!("{rows:?} became {found:?} when {what}"));

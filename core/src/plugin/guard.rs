@@ -13,6 +13,8 @@ use crate::{
     AttentionPattern, ComponentError, ConfidenceSignal, Declaration, DecodeRule, DecoderSpec,
     ExampleBatch, HfConfig, ModelAdapter, ModelBatch, Objective, ObservableRef, SelectContext,
     SelectionStrategy, SignalRef, TokenView, When,
+    adapter::FamilyOptions,
+    objective::{Draw, Weighting},
     registry::{Factory, Registration},
     table::SketchView,
 };
@@ -129,6 +131,11 @@ impl ModelAdapter for Guarded<Box<dyn ModelAdapter>> {
         self.inner.decoder(config)
     }
 
+    fn options(&self, config: &HfConfig) -> Result<FamilyOptions, ComponentError> {
+        (self.note)(&shown_config(config));
+        self.inner.options(config)
+    }
+
     fn objective(&self, options: &toml::Table) -> Result<Box<dyn Objective>, ComponentError> {
         (self.note)(&format!("options of the objective: {{{options}}}\n"));
         let inner = self.inner.objective(options)?;
@@ -150,15 +157,18 @@ impl Objective for Guarded<Box<dyn Objective>> {
         self.inner.attention()
     }
 
+    fn weighting(&self) -> Weighting {
+        self.inner.weighting()
+    }
+
     fn prepare(
         &self,
         batch: &ExampleBatch<'_>,
-        seed: u64,
-        draw: u64,
+        draw: Draw,
         out: &mut ModelBatch,
     ) -> Result<(), ComponentError> {
-        (self.note)(&format!("seed {seed}, draw {draw}, {batch:?}\n"));
-        self.inner.prepare(batch, seed, draw, out)
+        (self.note)(&format!("{draw:?}, {batch:?}\n"));
+        self.inner.prepare(batch, draw, out)
     }
 }
 

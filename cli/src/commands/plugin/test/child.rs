@@ -4,7 +4,8 @@ use std::{fs, path::Path};
 
 use t3s_core::{
     HfConfig, ModelAdapter,
-    laws::{self, AdapterOptions, Again},
+    adapter::FamilyOptions,
+    laws::{self, Again},
     registry::{Factory, Registration},
     toml::{Table, Value},
 };
@@ -13,8 +14,8 @@ use super::{At, Ended, Notes, write};
 use crate::{
     args::{PluginTestArgs, Resume},
     commands::{
+        key_value,
         plugin::guarded::{Fenced, SIDES, no_core_file, watched},
-        set,
     },
     failure::Failure,
 };
@@ -132,7 +133,7 @@ fn adapter(
     entry: &Registration,
     make: &dyn Fn() -> Box<dyn ModelAdapter>,
     given: Option<&HfConfig>,
-    options: &AdapterOptions,
+    options: &FamilyOptions,
 ) -> Result<Result<(), laws::Broken>, String> {
     if let Err(broken) = laws::registration(entry, &Table::new()) {
         return Ok(Err(broken));
@@ -160,8 +161,8 @@ fn adapter(
 }
 
 /// The tables `objective` and `decode` of an adapter's options.
-fn adapter_options(name: &str, options: &Table) -> Result<AdapterOptions, Failure> {
-    let mut read = AdapterOptions::default();
+fn adapter_options(name: &str, options: &Table) -> Result<FamilyOptions, Failure> {
+    let mut read = FamilyOptions::default();
     for (key, value) in options {
         match (key.as_str(), value) {
             ("objective", Value::Table(table)) => read.objective = table.clone(),
@@ -209,10 +210,10 @@ fn note(
 fn overrides(pairs: &[String], entries: &[Registration]) -> Result<Vec<Table>, Failure> {
     let mut sets = vec![Table::new(); entries.len()];
     for text in pairs {
-        let (path, value) = set::pair(text, "COMPONENT.KEY=VALUE, e.g. my-rule.share=0.2")?;
-        let Some((name, path)) = path.split_once('.') else {
+        let split = key_value(text).and_then(|(key, value)| Some((key.split_once('.')?, value)));
+        let Some(((name, path), value)) = split else {
             return Err(Failure::usage(format!(
-                "--set {text}: write COMPONENT.KEY=VALUE; which component is meant?"
+                "--set {text}: write COMPONENT.KEY=VALUE, e.g. my-rule.share=0.2"
             )));
         };
         let mut known = false;
