@@ -27,6 +27,36 @@ pub enum DecodeRule {
     Blocks(BlockDecoding),
 }
 
+impl DecodeRule {
+    /// How many tokens are written before the next are begun: 1, or a block.
+    pub fn unit(&self) -> usize {
+        match self {
+            Self::LeftToRight => 1,
+            Self::Blocks(rule) => rule.block as usize,
+        }
+    }
+
+    /// An id that no text holds, where there is one: the mask token.
+    pub fn reserved(&self) -> Option<u32> {
+        match self {
+            Self::LeftToRight => None,
+            Self::Blocks(rule) => Some(rule.mask_id),
+        }
+    }
+
+    /// The same rule for a model with fewer ids, as is timed in place of a large one.
+    #[must_use]
+    pub fn within(&self, vocab: usize) -> Self {
+        match self {
+            Self::LeftToRight => Self::LeftToRight,
+            Self::Blocks(rule) => Self::Blocks(BlockDecoding {
+                mask_id: rule.mask_id.min(vocab.saturating_sub(1) as u32),
+                ..rule.clone()
+            }),
+        }
+    }
+}
+
 /// How masked positions are filled.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -341,6 +341,21 @@ pub struct MoeNames {
     pub shared_up: String,
     /// `[width, shared_hidden]`.
     pub shared_down: String,
+    /// What a checkpoint may hold in place of `gate`, `up` and `down`; it is written as its base was.
+    #[serde(default)]
+    pub stacked: Option<StackedNames>,
+}
+
+/// Names of tensors that hold a projection of all experts of a block, `[n_experts, ...]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StackedNames {
+    /// `[n_experts, hidden, width]`.
+    pub gate: String,
+    /// `[n_experts, hidden, width]`.
+    pub up: String,
+    /// `[n_experts, width, hidden]`.
+    pub down: String,
 }
 
 impl MoeNames {

@@ -6,7 +6,7 @@
 use serde_json::json;
 use t3s_core::{
     ComponentError, DecodeRule, DecoderSpec, FamilyOptions, HfConfig, ModelAdapter, Objective,
-    decoder_spec::{MlpSpec, MoeNames, MoeSpec, RopeSpec, TensorNames},
+    decoder_spec::{MlpSpec, MoeNames, MoeSpec, RopeSpec, StackedNames, TensorNames},
     register_adapter,
 };
 
@@ -15,7 +15,7 @@ use crate::{
     diffusion_options::{BlockDecodeOptions, BlockObjectiveOptions, mask_option},
 };
 
-/// The adapter of `"model_type": "llada2_moe"`.
+/// The adapter of `"model_type": "llada2_moe"` and `"llada2_moe_veomni"`.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Llada2;
 
@@ -30,7 +30,10 @@ const MASK_ID: u32 = 156_895;
 
 impl ModelAdapter for Llada2 {
     fn claims(&self, config: &HfConfig) -> bool {
-        config.model_type() == Some("llada2_moe")
+        // The second is what dFactory calls the same model with stacked experts.
+        ["llada2_moe", "llada2_moe_veomni"]
+            .map(Some)
+            .contains(&config.model_type())
     }
 
     fn decoder(&self, config: &HfConfig) -> Result<DecoderSpec, ComponentError> {
@@ -103,6 +106,9 @@ fn refuse_switches(keys: &ConfigKeys<'_>) -> Result<(), ComponentError> {
     keys.only("embedding_dropout", json!(0.0))?;
     keys.only("output_dropout", json!(0.0))?;
     keys.only("use_sliding_window", json!(false))?;
+    keys.only("norm_head", json!(false))?;
+    keys.only("norm_softmax", json!(false))?;
+    keys.only("using_split_qkv_in_self_attention", json!(false))?;
     keys.get("sliding_window");
     keys.get("max_window_layers");
     if let Some(scaling) = keys.get("rope_scaling") {
@@ -189,6 +195,12 @@ fn experts(keys: &ConfigKeys<'_>) -> Result<MoeSpec, ComponentError> {
             shared_gate: shared("gate"),
             shared_up: shared("up"),
             shared_down: shared("down"),
+            // As dFactory's converter writes them, for grouped products.
+            stacked: Some(StackedNames {
+                gate: mlp("experts.gate_proj"),
+                up: mlp("experts.up_proj"),
+                down: mlp("experts.down_proj"),
+            }),
         },
     })
 }
@@ -293,7 +305,13 @@ mod tests {
         let flash = json!({
             "num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads": 32,
             "intermediate_size": 9216, "moe_intermediate_size": 1024,
+            // As dFactory has it.
+            "model_type": "llada2_moe_veomni", "norm_head": false, "norm_softmax": false,
+            "using_split_qkv_in_self_attention": false, "use_cache": false,
+            "max_window_layers": 28, "use_sliding_window": false, "transformers_version": "4.52.3",
+            "auto_map": { "AutoConfig": "configuration_llada2_moe.LLaDA2MoeConfig" },
         });
+        assert!(Llada2.claims(&config(flash.clone())));
         let spec = Llada2.decoder(&config(flash)).expect("understood");
         assert_eq!(spec.n_parameters() / 1_000_000_000, 102);
     }

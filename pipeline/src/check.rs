@@ -54,8 +54,7 @@ pub fn check(plan: &RunPlan, registry: &Registry) -> Result<Checked, PipelineErr
         )?)
         .len() as u64
     };
-    let prediction =
-        predict(plan, &student.spec, &corpus, problems).map_err(PipelineError::engine("check"))?;
+    let prediction = predict(plan, &student, &corpus, problems)?;
     Ok(Checked {
         adapter: student.adapter_name,
         corpus,

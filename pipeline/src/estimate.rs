@@ -9,17 +9,17 @@ use std::{ops::ControlFlow, time::Instant};
 use candle_core::Device;
 use serde::{Deserialize, Serialize};
 use t3s_core::{
-    CounterRng, DecodeRule, DecoderSpec, Example,
-    decoder_spec::MlpSpec,
-    objective::NextToken,
-    plan::{BottleneckRule, GeneratePlan, Recompute, RunPlan, TrainPlan},
+    AttentionPattern, ComponentError, CounterRng, DecoderSpec, Draw, Example, ExampleBatch,
+    ModelBatch, Objective, Weighting,
+    decoder_spec::LayerMlp,
+    plan::{BottleneckRule, Estimator, GeneratePlan, Recompute, RunPlan, TrainPlan},
 };
 use t3s_engine::{
     Accumulation, Columns, Decoder, EngineError, Grads, Part, Scoring, adamw::AdamW, generate,
     init_params, layers::lora, loss_and_gradients, score,
 };
 
-use crate::summary::CorpusSummary;
+use crate::{error::PipelineError, student::Student, summary::CorpusSummary};
 
 /// Bytes of an f32.
 const F32: u64 = 4;
@@ -63,20 +63,23 @@ impl Prediction {
     }
 }
 
-/// Predicts the cost of `plan` on this machine for a student of geometry `spec` and a corpus of
-/// these counts; `problems` is the number of problems of the evaluation.
+/// Predicts the cost of `plan` on this machine for `student` and a corpus of these counts; `problems`
+/// is the number of problems of the evaluation.
 ///
 /// # Errors
 /// When the timed block cannot be built.
 pub fn predict(
     plan: &RunPlan,
-    spec: &DecoderSpec,
+    student: &Student,
     corpus: &CorpusSummary,
     problems: u64,
-) -> Result<Prediction, EngineError> {
+) -> Result<Prediction, PipelineError> {
+    let error = PipelineError::engine("check");
+    let spec = &student.spec;
+    let objective = student.objective()?;
     let parameters = spec.n_parameters() as u64;
-    let trainable = trainable(spec, &plan.train)?;
-    let rates = Rates::measure(spec, plan, corpus)?;
+    let trainable = trainable(spec, &plan.train).map_err(&error)?;
+    let rates = Rates::measure(student, objective.as_ref(), plan, corpus).map_err(&error)?;
     let examples = corpus.examples.max(1) as f64;
     let mean_tokens = corpus.tokens as f64 / examples;
     let mean_answer = corpus.response_tokens as f64 / examples;
@@ -100,14 +103,18 @@ pub fn predict(
         let work = format!("{answers} answers of about {tokens:.0} tokens");
         (work, answers as f64 * tokens * rates.generate)
     };
-    let (work, seconds) = training(&plan.probe.training);
-    push("probe", work, seconds);
+    // Another student's trajectory is there already.
+    let own = plan.selection.selector().is_none();
+    if own {
+        let (work, seconds) = training(&plan.probe.training);
+        push("probe", work, seconds);
+    }
     let checkpoints = match plan.probe.checkpoint_every {
         0 => 1,
         every => plan.probe.training.steps.div_ceil(every),
     };
     let bottleneck = &plan.bottleneck;
-    if bottleneck.step == 0 && bottleneck.by == BottleneckRule::TrainAccuracy {
+    if own && bottleneck.step == 0 && bottleneck.by == BottleneckRule::TrainAccuracy {
         let prompts = match bottleneck.prompts as u64 {
             0 => corpus.problems,
             limit => corpus.problems.min(limit),
@@ -116,21 +123,28 @@ pub fn predict(
         let (work, seconds) = answering(answers, &bottleneck.generate);
         push("accuracy", work, seconds);
     }
-    let scored = 2.0 * corpus.tokens as f64;
-    push(
-        "score",
-        format!("{} tokens", count(scored)),
-        scored * rates.score,
-    );
+    if own {
+        let draws = match plan.score.estimator {
+            Estimator::Corruptions => objective.weighting().draws(plan.score.draws),
+            Estimator::BlockCausal => 1,
+        };
+        let scored = 2.0 * f64::from(draws) * corpus.tokens as f64;
+        push(
+            "score",
+            format!("{} tokens", count(scored)),
+            scored * rates.score,
+        );
+    }
     let (work, seconds) = training(&plan.train);
     push("train", work, seconds);
-    let answers = 4 * problems * plan.eval.samples as u64;
+    let models = if own { 4 } else { 2 };
+    let answers = models * problems * plan.eval.samples as u64;
     let (work, seconds) = answering(answers, &plan.eval.generate);
     push("evaluate", work, seconds);
     Ok(Prediction {
         parameters,
         trainable,
-        peak_memory: peak_memory(spec, plan, corpus, trainable),
+        peak_memory: peak_memory(spec, objective.attention(), plan, corpus, trainable),
         stages,
     })
 }
@@ -172,11 +186,8 @@ fn tokens_per_step(train: &TrainPlan, corpus: &CorpusSummary, mean_tokens: f64) 
     if least.is_finite() { least } else { all }
 }
 
-/// Floats that one block keeps for its backward pass, per token.
-fn saved_per_token(spec: &DecoderSpec) -> u64 {
-    let MlpSpec::SwiGlu { hidden } = spec.mlp else {
-        return 0;
-    };
+/// Floats that block `layer` keeps for its backward pass, per row.
+fn saved_per_row(spec: &DecoderSpec, layer: usize) -> u64 {
     let (q, kv) = (
         spec.n_heads * spec.head_dim,
         spec.n_kv_heads * spec.head_dim,
@@ -185,13 +196,41 @@ fn saved_per_token(spec: &DecoderSpec) -> u64 {
     // attention's output and log-sum-exp; gate, up and their product.
     let norms = 4 * spec.width;
     let attention = 3 * q + 4 * kv + spec.n_heads;
-    (norms + attention + 3 * hidden) as u64
+    let mlp = match spec.mlp.at(layer) {
+        LayerMlp::Dense { hidden } => 3 * hidden,
+        // The input and the router's scores; gate and up of each expert; the shared expert's.
+        LayerMlp::Experts(moe) => {
+            let routed = 2 * moe.n_chosen * moe.hidden;
+            spec.width + moe.n_experts + routed + 3 * moe.shared_hidden
+        }
+    };
+    (norms + attention + mlp) as u64
 }
 
-fn peak_memory(spec: &DecoderSpec, plan: &RunPlan, corpus: &CorpusSummary, trainable: u64) -> u64 {
+/// Floats that block `layer` holds for a moment beside them, per row: rows sorted by expert.
+fn passing_per_row(spec: &DecoderSpec, layer: usize) -> u64 {
+    match spec.mlp.at(layer) {
+        LayerMlp::Dense { .. } => 0,
+        LayerMlp::Experts(moe) => (2 * moe.n_chosen * (spec.width + moe.hidden)) as u64,
+    }
+}
+
+fn peak_memory(
+    spec: &DecoderSpec,
+    attention: AttentionPattern,
+    plan: &RunPlan,
+    corpus: &CorpusSummary,
+    trainable: u64,
+) -> u64 {
     // Program, tokenizer, and pages that the allocator keeps.
     const PROGRAM: u64 = 96 << 20;
     let weights = spec.n_parameters() as u64 * F32;
+    let blocks = || 0..spec.n_layers;
+    let largest = |floats: fn(&DecoderSpec, usize) -> u64| {
+        blocks().map(|layer| floats(spec, layer)).max().unwrap_or(0)
+    };
+    let (block, passing) = (largest(saved_per_row), largest(passing_per_row));
+    let all_blocks: u64 = blocks().map(|layer| saved_per_row(spec, layer)).sum();
     let passes = [&plan.probe.training, &plan.train].map(|train| {
         let longest = corpus.longest.max(1);
         let pass = (train.micro_batch_tokens as u64).max(longest);
@@ -201,9 +240,8 @@ fn peak_memory(spec: &DecoderSpec, plan: &RunPlan, corpus: &CorpusSummary, train
         };
         let tokens = pass.min(step.max(longest));
         let layers = spec.n_layers as u64;
-        let block = saved_per_token(spec);
         let kept = match train.recompute {
-            Recompute::None => layers * block,
+            Recompute::None => all_blocks,
             Recompute::Block => layers * spec.width as u64 + block,
             Recompute::Every(n) => {
                 let n = (n as u64).clamp(1, layers.max(1));
@@ -212,7 +250,8 @@ fn peak_memory(spec: &DecoderSpec, plan: &RunPlan, corpus: &CorpusSummary, train
         };
         // Gradients of one block's activations are alive beside what is saved.
         let hidden_states = 4 * spec.width as u64;
-        tokens * (kept + block + hidden_states) * F32
+        let rows = tokens * attention.rows_per_token() as u64;
+        rows * (kept + block + passing + hidden_states) * F32
     });
     let head = 512.min(corpus.tokens) * spec.vocab as u64 * F32;
     let training = trainable * 3 * F32 + passes.into_iter().max().unwrap_or(0) + head;
@@ -246,10 +285,12 @@ struct Timed {
 
 impl Rates {
     fn measure(
-        spec: &DecoderSpec,
+        student: &Student,
+        objective: &dyn Objective,
         plan: &RunPlan,
         corpus: &CorpusSummary,
     ) -> Result<Self, EngineError> {
+        let spec = &student.spec;
         let length = (corpus.tokens / corpus.examples.max(1)).clamp(4, TIMED_TOKENS as u64);
         let pass = plan.train.micro_batch_tokens.clamp(1, TIMED_TOKENS);
         let examples = (pass as u64).div_ceil(length).max(1);
@@ -261,11 +302,17 @@ impl Rates {
                 eos_ids: Vec::new(),
                 ..spec.clone()
             };
-            time(&small, plan, length, examples, answers)
+            time(
+                &small,
+                student,
+                objective,
+                plan,
+                (length, examples, answers),
+            )
         };
         let (head, block) = (timed(0)?, timed(1)?);
         let tokens = (length * examples) as f64;
-        let generated = (answers * TIMED_STEPS) as f64;
+        let generated = (answers * timed_steps(student)) as f64;
         let vocab = spec.vocab as f64 / spec.vocab.min(TIMED_VOCAB) as f64;
         let whole = |head: f64, with_block: f64, units: f64| {
             let layers = spec.n_layers as f64 * (with_block - head).max(0.0);
@@ -280,24 +327,67 @@ impl Rates {
     }
 }
 
+/// Tokens of a timed answer.
+fn timed_steps(student: &Student) -> usize {
+    TIMED_STEPS.max(student.decode.unit())
+}
+
+/// An objective for a model with fewer ids.
+struct Folded<'o> {
+    objective: &'o dyn Objective,
+    vocab: u32,
+}
+
+impl Objective for Folded<'_> {
+    fn attention(&self) -> AttentionPattern {
+        self.objective.attention()
+    }
+
+    fn weighting(&self) -> Weighting {
+        self.objective.weighting()
+    }
+
+    fn prepare(
+        &self,
+        batch: &ExampleBatch<'_>,
+        draw: Draw,
+        out: &mut ModelBatch,
+    ) -> Result<(), ComponentError> {
+        self.objective.prepare(batch, draw, out)?;
+        for id in &mut out.input_ids {
+            *id = (*id).min(self.vocab - 1);
+        }
+        Ok(())
+    }
+}
+
 /// Times one small model: the best of a few rounds, since everything that disturbs a round slows it.
 fn time(
     spec: &DecoderSpec,
+    student: &Student,
+    objective: &dyn Objective,
     plan: &RunPlan,
-    length: u64,
-    examples: u64,
-    answers: usize,
+    (length, examples, answers): (u64, u64, usize),
 ) -> Result<Timed, EngineError> {
+    let objective = Folded {
+        objective,
+        vocab: spec.vocab as u32,
+    };
     let rng = CounterRng::new(plan.seed, "estimate");
     let params = init_params(spec, plan.seed, &Device::Cpu)?;
     let decoder = Decoder::new(spec.clone(), params, None)?;
-    let id = |e, i| (rng.bits(e, i) % spec.vocab as u64) as u32;
+    let reserved = student.decode.reserved();
+    let id = |e, i| match (rng.bits(e, i) % spec.vocab as u64) as u32 {
+        id if Some(id) == reserved => (id + 1) % spec.vocab as u32,
+        id => id,
+    };
+    let tokens = (length * examples) as f64;
     let examples: Vec<Example> = (0..examples)
         .map(|e| Example {
             id: e,
             ids: (0..length).map(|i| id(e, i)).collect(),
             trainable: (0..length).map(|i| i >= length / 4).collect(),
-            weights: vec![1.0; length as usize],
+            weights: vec![objective.weighting().neutral(); length as usize],
             prompt_len: length as usize / 4,
             noisy_ids: None,
             answer: None,
@@ -314,7 +404,7 @@ fn time(
     let mut grads = Grads::new(&decoder.params);
     let mut optimizer = AdamW::new(plan.train.adamw.clone(), &decoder.params)?;
     let generating = GeneratePlan {
-        max_new_tokens: TIMED_STEPS,
+        max_new_tokens: timed_steps(student),
         batch: answers,
         ..plan.eval.generate.clone()
     };
@@ -327,7 +417,7 @@ fn time(
     for _ in 0..ROUNDS {
         let started = Instant::now();
         let parts = [part.clone()];
-        loss_and_gradients(&decoder, &NextToken, &parts, &how, &mut grads)?;
+        loss_and_gradients(&decoder, &objective, &parts, &how, &mut grads)?;
         timed.train = timed.train.min(started.elapsed().as_secs_f64());
 
         let started = Instant::now();
@@ -337,14 +427,21 @@ fn time(
         timed.optimiser = timed.optimiser.min(per_weight);
 
         let started = Instant::now();
-        let go_on = &mut |_| ControlFlow::Continue(());
-        let how = Scoring::of(&plan.score, Columns::SCALARS, plan.seed);
-        score(&decoder, &NextToken, &examples, &how, go_on)?;
-        timed.score = timed.score.min(started.elapsed().as_secs_f64());
+        let scoring = Scoring {
+            draws: 1,
+            ..Scoring::of(&plan.score, Columns::SCALARS, plan.seed)
+        };
+        let mut read = 0;
+        score(&decoder, &objective, &examples, &scoring, &mut |done| {
+            read = done;
+            ControlFlow::Continue(())
+        })?;
+        let seconds = started.elapsed().as_secs_f64();
+        timed.score = timed.score.min(seconds * tokens / read.max(1) as f64);
 
         let started = Instant::now();
         let go_on = &mut |_| ControlFlow::Continue(());
-        let rule = DecodeRule::LeftToRight;
+        let rule = student.decode.within(spec.vocab);
         generate(&decoder, &rule, &prompts, 1, &generating, plan.seed, go_on)?;
         timed.generate = timed.generate.min(started.elapsed().as_secs_f64());
     }

@@ -46,6 +46,16 @@ pub enum AttentionPattern {
     },
 }
 
+impl AttentionPattern {
+    /// How many rows the model reads for a token of an example.
+    pub fn rows_per_token(self) -> usize {
+        match self {
+            Self::BlockDiffusion { views, .. } => views as usize + 1,
+            _ => 1,
+        }
+    }
+}
+
 /// Whole examples, concatenated: `offsets` is `[examples + 1]`, the other columns are `[tokens]`.
 #[derive(Debug, Clone, Copy)]
 pub struct ExampleBatch<'a> {

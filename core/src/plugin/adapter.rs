@@ -193,11 +193,7 @@ impl Objective for LoadedObjective {
                 self.who, self.library.minor
             )));
         }
-        let copies = match self.attention {
-            AttentionPattern::BlockDiffusion { views, .. } => views as usize + 1,
-            _ => 1,
-        };
-        let capacity = tokens * copies;
+        let capacity = tokens * self.attention.rows_per_token();
         out.input_ids.resize(capacity, 0);
         out.positions.resize(capacity, 0);
         out.target_pos.resize(capacity, NO_TARGET);

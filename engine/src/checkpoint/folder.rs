@@ -6,13 +6,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 use serde_json::{Map, Value, json};
 use t3s_core::{DecoderSpec, atomic};
 
 use super::{
     read::{TensorFile, read_opened},
-    write::write_tensors,
+    stacked::{Entry, Stack, entries, stacks, stacks_in},
+    write::write_entries,
 };
 use crate::{decoder::Decoder, error::EngineError, params::Params};
 
@@ -88,6 +89,11 @@ pub fn load_params(
         .iter()
         .map(|path| TensorFile::open(path))
         .collect::<Result<Vec<_>, _>>()?;
+    for stack in stacks(spec) {
+        for file in &mut files {
+            file.unstack(&stack)?;
+        }
+    }
     let wanted: Vec<(String, Vec<usize>)> = spec
         .tensors()
         .into_iter()
@@ -135,7 +141,8 @@ pub fn load_decoder(
 /// # Errors
 /// When it cannot be written; what was there before is untouched.
 pub fn save_decoder(folder: &Path, decoder: &Decoder, like: &Path) -> Result<(), EngineError> {
-    save_params(folder, &decoder.params, like, SHARD_BYTES)
+    let stacks = stacks_in(like, &decoder.spec)?;
+    save_like(folder, &decoder.params, like, &stacks, SHARD_BYTES)
 }
 
 /// The same of bare weights, in shards of at most `shard_bytes` (a larger tensor is a shard of its
@@ -149,6 +156,16 @@ pub fn save_params(
     like: &Path,
     shard_bytes: usize,
 ) -> Result<(), EngineError> {
+    save_like(folder, params, like, &[], shard_bytes)
+}
+
+fn save_like(
+    folder: &Path,
+    params: &Params,
+    like: &Path,
+    stacks: &[Stack],
+    shard_bytes: usize,
+) -> Result<(), EngineError> {
     let path = like.join("config.json");
     let text = fs::read(&path).map_err(|source| EngineError::io(&path, source))?;
     let config: Map<String, Value> =
@@ -156,7 +173,8 @@ pub fn save_params(
             path,
             message: e.to_string(),
         })?;
-    write_model(folder, params, &config, like, shard_bytes)
+    let entries = entries(params, stacks);
+    write_model(folder, entries, &config, like, shard_bytes)
 }
 
 /// Writes a new model: the configuration `config`, the tokenizer of the folder `tokenizer`, the
@@ -170,12 +188,12 @@ pub fn create(
     config: &Map<String, Value>,
     tokenizer: &Path,
 ) -> Result<(), EngineError> {
-    write_model(folder, params, config, tokenizer, SHARD_BYTES)
+    write_model(folder, entries(params, &[]), config, tokenizer, SHARD_BYTES)
 }
 
 fn write_model(
     folder: &Path,
-    params: &Params,
+    entries: Vec<Entry<'_>>,
     config: &Map<String, Value>,
     companions: &Path,
     shard_bytes: usize,
@@ -184,7 +202,7 @@ fn write_model(
     atomic::write_folder(folder, |new| {
         write_file(&new.join("config.json"), &config)?;
         copy_companions(companions, new)?;
-        write_shards(new, params, shard_bytes)
+        write_shards(new, entries, shard_bytes)
     })
 }
 
@@ -216,30 +234,34 @@ pub(super) fn write_file(path: &Path, bytes: &[u8]) -> Result<(), EngineError> {
     fs::write(path, bytes).map_err(|source| EngineError::io(path, source))
 }
 
-fn write_shards(folder: &Path, params: &Params, shard_bytes: usize) -> Result<(), EngineError> {
-    let mut shards: Vec<Vec<(String, &Tensor)>> = Vec::new();
+fn write_shards(
+    folder: &Path,
+    entries: Vec<Entry<'_>>,
+    shard_bytes: usize,
+) -> Result<(), EngineError> {
+    let mut shards: Vec<Vec<Entry<'_>>> = Vec::new();
     let (mut filled, mut total) = (0, 0);
-    for (_, param) in params.iter() {
-        let bytes = param.tensor.elem_count() * 4;
+    for entry in entries {
+        let bytes = entry.elem_count() * 4;
         if shards.is_empty() || filled + bytes > shard_bytes {
             shards.push(Vec::new());
             filled = 0;
         }
         (filled, total) = (filled + bytes, total + bytes);
         let shard = shards.last_mut().expect("pushed above");
-        shard.push((param.name.clone(), &param.tensor));
+        shard.push(entry);
     }
     if shards.len() <= 1 {
-        return write_tensors(&folder.join(SINGLE), shards.into_iter().flatten());
+        return write_entries(&folder.join(SINGLE), shards.into_iter().flatten());
     }
     let n = shards.len();
     let mut weight_map: BTreeMap<String, String> = BTreeMap::new();
     for (index, shard) in shards.into_iter().enumerate() {
         let file = format!("model-{:05}-of-{n:05}.safetensors", index + 1);
-        for (name, _) in &shard {
-            weight_map.insert(name.clone(), file.clone());
+        for entry in &shard {
+            weight_map.insert(entry.name.clone(), file.clone());
         }
-        write_tensors(&folder.join(&file), shard)?;
+        write_entries(&folder.join(&file), shard)?;
     }
     let index = json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
     let text = serde_json::to_vec_pretty(&index).expect("plain data is JSON");

@@ -5,6 +5,7 @@
 mod adapter;
 mod folder;
 mod read;
+mod stacked;
 mod write;
 
 pub use adapter::{ADAPTER_WEIGHTS, adapter_plan, load_adapter, save_adapter};

@@ -13,6 +13,7 @@ use safetensors::{
     tensor::{Metadata, TensorInfo},
 };
 
+use super::stacked::Stack;
 use crate::error::EngineError;
 
 /// Longest header that the format allows, bytes.
@@ -73,6 +74,43 @@ impl TensorFile {
             length,
             tensors,
         })
+    }
+
+    /// Makes the members of `stack` tensors of this file, where it has the stack.
+    ///
+    /// # Errors
+    /// When the stack has another number of members.
+    pub(super) fn unstack(&mut self, stack: &Stack) -> Result<(), EngineError> {
+        let Some(info) = self.tensors.remove(&stack.name) else {
+            return Ok(());
+        };
+        let n = stack.members.len();
+        let (start, end) = info.data_offsets;
+        if info.shape.first() != Some(&n) || end < start {
+            return Err(EngineError::Checkpoint {
+                path: self.path.clone(),
+                message: format!(
+                    "tensor {} has the shape {:?}; it should hold {n} experts",
+                    stack.name, info.shape
+                ),
+            });
+        }
+        let bytes = (end - start) / n;
+        for (member, name) in stack.members.iter().enumerate() {
+            let from = start + member * bytes;
+            let info = TensorInfo {
+                dtype: info.dtype,
+                shape: info.shape[1..].to_vec(),
+                data_offsets: (from, from + bytes),
+            };
+            if self.tensors.insert(name.clone(), info).is_some() {
+                return Err(EngineError::Checkpoint {
+                    path: self.path.clone(),
+                    message: format!("tensor {name} is in {} too", stack.name),
+                });
+            }
+        }
+        Ok(())
     }
 
     /// The file.

@@ -321,6 +321,7 @@ mod tests {
                 shared_gate: name("shared.gate"),
                 shared_up: name("shared.up"),
                 shared_down: name("shared.down"),
+                stacked: None,
             },
         }));
         spec.eos_ids = vec![5];
