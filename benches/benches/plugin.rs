@@ -6,10 +6,11 @@
 use std::{env, path::PathBuf, time::Instant};
 
 use serde_json::json;
-use t3s_benches::{machine, number};
+use t3s_benches::number;
 use t3s_core::{
     CounterRng, SelectContext, SelectionStrategy, TokenTable, plugin, registry::Registry, toml,
 };
+use t3s_pipeline::bench::machine::Machine;
 use t3s_plugin_blend::COLUMNS;
 
 /// The library lies beside this program.
@@ -54,7 +55,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "linked_ns_per_token": linked,
         "loaded_ns_per_token": loaded,
         "boundary_ns_per_token": loaded - linked,
-        "machine": machine::describe(),
+        "machine": Machine::now(None),
     });
     println!("{report}");
     Ok(())

@@ -6,7 +6,7 @@
 use std::time::Instant;
 
 use serde_json::json;
-use t3s_benches::{machine, number};
+use t3s_benches::number;
 use t3s_core::{
     CheckpointRef, CounterRng, Observable, ObservableRef, SelectContext, TokenTable, When,
     plan::{SelectionPlan, selection_components},
@@ -14,6 +14,7 @@ use t3s_core::{
     table::Sketch,
     toml,
 };
+use t3s_pipeline::bench::machine::Machine;
 // Linked for its registrations.
 use t3s_strategies as _;
 
@@ -33,7 +34,7 @@ const STEPS: [u64; 5] = [0, 5, 10, 15, 20];
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (tokens, examples) = (number("tokens", 1_000_000), number("examples", 200));
     let (rounds, width) = (number("rounds", 9), number("sketch-width", 64));
-    let machine = machine::describe();
+    let machine = Machine::now(None);
     let recorded = table(tokens, examples, width)?;
     let registry = Registry::linked()?;
     let mut named: Vec<(&str, &str)> = registry
@@ -100,7 +101,7 @@ fn report(
     seconds: &[f64],
     tokens: usize,
     kept: Option<usize>,
-    machine: &serde_json::Value,
+    machine: &Machine,
 ) {
     let ns = |seconds: f64| seconds * 1e9 / tokens as f64;
     let line = json!({

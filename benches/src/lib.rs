@@ -1,8 +1,5 @@
-//! What T3S costs, and its peers: the models that are measured, and what a figure has to say about
-//! where it comes from.
-
-pub mod machine;
-pub mod model;
+//! What selection and plugins cost. What a model costs is measured by `t3s bench`; its peers are in
+//! `peers/`.
 
 /// The value of `--name` on the command line of a benchmark.
 pub fn argument(name: &str) -> Option<String> {

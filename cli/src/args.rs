@@ -1,9 +1,13 @@
 //! The command line.
 
+mod bench;
+
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use t3s_core::plan::{DataFormat, DeviceChoice, Estimator, Normaliser, Recompute, TooLong};
+
+pub use bench::BenchArgs;
 
 /// Which tokens of a teacher's trace should a student learn from.
 #[derive(Debug, Parser)]
@@ -55,6 +59,9 @@ pub enum Command {
     Tokenizer(TokenizerArgs),
     /// Write the rows of a synthetic task
     Task(TaskArgs),
+    /// Measure what training, scoring, generation and the head cost here, on random weights; prints
+    /// one JSON object where standard output is no terminal
+    Bench(BenchArgs),
     /// Begin a plugin, look into one, or hold one to the laws
     Plugin(PluginArgs),
 }
@@ -567,6 +574,7 @@ fn device(text: &str) -> Result<DeviceChoice, String> {
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
+    use t3s_pipeline::bench::Work;
 
     use super::*;
 
@@ -586,5 +594,36 @@ mod tests {
         let error = parse("t3s grads m --data d --out o --normaliser mean").unwrap_err();
         assert!(error.to_string().contains("sum_weights"), "{error}");
         assert!(parse("t3s score m --data d --out o --device gpu").is_err());
+    }
+    #[test]
+    fn benchmarks_take_options_that_go_together() {
+        let plan = |text: &str| {
+            let args = Args::try_parse_from(text.split_whitespace()).map_err(|e| e.to_string())?;
+            match args.command {
+                Command::Bench(bench) => bench.plan(),
+                _ => Err("another command".to_owned()),
+            }
+        };
+        let lora = plan("t3s bench train --method lora --rank 4 --seq 64 --batch 2").unwrap();
+        let Work::Train {
+            rows,
+            lora: Some(adapted),
+            ..
+        } = lora.work
+        else {
+            panic!("{:?}", lora.work)
+        };
+        assert_eq!((adapted.rank, rows.pass_tokens), (4, 128));
+        let error = plan("t3s bench train --rank 4").unwrap_err();
+        assert!(error.contains("--method lora"), "{error}");
+        for wrong in [
+            "t3s bench",
+            "t3s bench decode",
+            "t3s bench score --method lora",
+            "t3s bench generate --kept 0.4",
+            "t3s bench train --method qlora",
+        ] {
+            assert!(plan(wrong).is_err(), "{wrong}");
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! Random weights for a student that starts from nothing.
 
 use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
 use t3s_core::{CounterRng, DecoderSpec, decoder_spec::TensorRole};
 
 use crate::{error::EngineError, params::Params};
@@ -32,14 +33,22 @@ pub fn init_params(spec: &DecoderSpec, seed: u64, device: &Device) -> Result<Par
 
 /// `n` draws of a normal with mean 0 (Box and Muller 1958).
 fn normal(rng: CounterRng, n: usize, deviation: f64) -> Vec<f32> {
-    let mut values = Vec::with_capacity(n + 1);
-    for pair in 0..n.div_ceil(2) as u64 {
-        // In (0, 1], so that its logarithm is finite.
-        let radius = (-2.0 * (1.0 - rng.uniform(pair, 0)).ln()).sqrt() * deviation;
-        let angle = std::f64::consts::TAU * rng.uniform(pair, 1);
-        values.extend([(radius * angle.cos()) as f32, (radius * angle.sin()) as f32]);
-    }
-    values.truncate(n);
+    let mut values = vec![0.0f32; n];
+    // A pair of draws depends on its number alone.
+    values
+        .par_chunks_mut(2)
+        .with_min_len(1 << 12)
+        .enumerate()
+        .for_each(|(pair, two)| {
+            let pair = pair as u64;
+            // In (0, 1], so that its logarithm is finite.
+            let radius = (-2.0 * (1.0 - rng.uniform(pair, 0)).ln()).sqrt() * deviation;
+            let angle = std::f64::consts::TAU * rng.uniform(pair, 1);
+            let drawn = [radius * angle.cos(), radius * angle.sin()];
+            for (value, drawn) in two.iter_mut().zip(drawn) {
+                *value = drawn as f32;
+            }
+        });
     values
 }
 

@@ -15,6 +15,7 @@ pub mod init;
 pub mod kernels;
 mod kv_cache;
 pub mod layers;
+pub mod memory;
 pub mod normaliser;
 pub mod online;
 pub mod params;

@@ -159,7 +159,8 @@ pub fn count(n: f64) -> String {
     }
 }
 
-fn trainable(spec: &DecoderSpec, train: &TrainPlan) -> Result<u64, EngineError> {
+/// The number of weights that learn.
+pub(crate) fn trainable(spec: &DecoderSpec, train: &TrainPlan) -> Result<u64, EngineError> {
     let Some(plan) = &train.lora else {
         return Ok(spec.n_parameters() as u64);
     };
@@ -215,6 +216,71 @@ fn passing_per_row(spec: &DecoderSpec, layer: usize) -> u64 {
     }
 }
 
+/// Program, tokenizer, and pages that the allocator keeps.
+pub(crate) const PROGRAM_BYTES: u64 = 96 << 20;
+/// Tokens, mask and weights of an example in memory, per token.
+pub(crate) const EXAMPLE_BYTES: u64 = 16;
+
+/// What the block that takes most takes, by `floats`.
+fn largest(spec: &DecoderSpec, floats: fn(&DecoderSpec, usize) -> u64) -> u64 {
+    let blocks = 0..spec.n_layers;
+    blocks.map(|layer| floats(spec, layer)).max().unwrap_or(0)
+}
+
+/// Floats that all blocks save for their backward pass, per row.
+fn all_blocks(spec: &DecoderSpec) -> u64 {
+    (0..spec.n_layers).map(|layer| saved_per_row(spec, layer)).sum()
+}
+
+/// Activations of a training pass over `rows` rows of the decoder.
+fn pass_bytes(spec: &DecoderSpec, recompute: Recompute, rows: u64) -> u64 {
+    let layers = spec.n_layers as u64;
+    let block = largest(spec, saved_per_row);
+    let kept = match recompute {
+        Recompute::None => all_blocks(spec),
+        Recompute::Block => layers * spec.width as u64 + block,
+        Recompute::Every(n) => {
+            let n = (n as u64).clamp(1, layers.max(1));
+            layers.div_ceil(n) * spec.width as u64 + n * block
+        }
+    };
+    // Gradients of one block's activations are alive beside what is saved.
+    let hidden_states = 4 * spec.width as u64;
+    rows * (kept + block + largest(spec, passing_per_row) + hidden_states) * F32
+}
+
+/// One chunk of logits.
+pub(crate) fn head_bytes(spec: &DecoderSpec, rows: u64) -> u64 {
+    512.min(rows) * spec.vocab as u64 * F32
+}
+
+/// Gradients, optimiser and activations of training with passes of `rows` rows.
+pub(crate) fn training_bytes(
+    spec: &DecoderSpec,
+    recompute: Recompute,
+    trainable: u64,
+    rows: u64,
+) -> u64 {
+    trainable * 3 * F32 + pass_bytes(spec, recompute, rows) + head_bytes(spec, rows)
+}
+
+/// Activations of a pass that keeps nothing for a backward one.
+pub(crate) fn scoring_bytes(spec: &DecoderSpec, rows: u64) -> u64 {
+    let floats = largest(spec, saved_per_row) + largest(spec, passing_per_row) + spec.width as u64;
+    rows * floats * F32 + head_bytes(spec, rows)
+}
+
+/// The cache and logits of `answers` answers side by side, each of `positions` tokens.
+pub(crate) fn generation_bytes(spec: &DecoderSpec, answers: u64, positions: u64) -> u64 {
+    let cache = 2 * spec.n_layers * spec.n_kv_heads * spec.head_dim;
+    answers * (positions * cache as u64 + 2 * spec.vocab as u64) * F32
+}
+
+/// The weights.
+pub(crate) fn weight_bytes(spec: &DecoderSpec) -> u64 {
+    spec.n_parameters() as u64 * F32
+}
+
 fn peak_memory(
     spec: &DecoderSpec,
     attention: AttentionPattern,
@@ -222,47 +288,23 @@ fn peak_memory(
     corpus: &CorpusSummary,
     trainable: u64,
 ) -> u64 {
-    // Program, tokenizer, and pages that the allocator keeps.
-    const PROGRAM: u64 = 96 << 20;
-    let weights = spec.n_parameters() as u64 * F32;
-    let blocks = || 0..spec.n_layers;
-    let largest = |floats: fn(&DecoderSpec, usize) -> u64| {
-        blocks().map(|layer| floats(spec, layer)).max().unwrap_or(0)
-    };
-    let (block, passing) = (largest(saved_per_row), largest(passing_per_row));
-    let all_blocks: u64 = blocks().map(|layer| saved_per_row(spec, layer)).sum();
-    let passes = [&plan.probe.training, &plan.train].map(|train| {
-        let longest = corpus.longest.max(1);
+    let longest = corpus.longest.max(1);
+    let training = [&plan.probe.training, &plan.train].map(|train| {
         let pass = (train.micro_batch_tokens as u64).max(longest);
         let step = match train.batch_examples as u64 {
             0 => pass,
             n => n * corpus.tokens.div_ceil(corpus.examples.max(1)),
         };
         let tokens = pass.min(step.max(longest));
-        let layers = spec.n_layers as u64;
-        let kept = match train.recompute {
-            Recompute::None => all_blocks,
-            Recompute::Block => layers * spec.width as u64 + block,
-            Recompute::Every(n) => {
-                let n = (n as u64).clamp(1, layers.max(1));
-                layers.div_ceil(n) * spec.width as u64 + n * block
-            }
-        };
-        // Gradients of one block's activations are alive beside what is saved.
-        let hidden_states = 4 * spec.width as u64;
         let rows = tokens * attention.rows_per_token() as u64;
-        rows * (kept + block + passing + hidden_states) * F32
+        training_bytes(spec, train.recompute, trainable, rows)
     });
-    let head = 512.min(corpus.tokens) * spec.vocab as u64 * F32;
-    let training = trainable * 3 * F32 + passes.into_iter().max().unwrap_or(0) + head;
     let generating = [&plan.bottleneck.generate, &plan.eval.generate].map(|generate| {
-        let positions = corpus.longest.max(1) + generate.max_new_tokens as u64;
-        let cache = 2 * spec.n_layers * spec.n_kv_heads * spec.head_dim;
-        generate.batch as u64 * (positions * cache as u64 + 2 * spec.vocab as u64) * F32
+        let positions = longest + generate.max_new_tokens as u64;
+        generation_bytes(spec, generate.batch as u64, positions)
     });
-    let generating = generating.into_iter().max().unwrap_or(0);
-    let corpus = corpus.tokens * 16;
-    PROGRAM + corpus + weights + training.max(generating)
+    let most = training.into_iter().chain(generating).max().unwrap_or(0);
+    PROGRAM_BYTES + corpus.tokens * EXAMPLE_BYTES + weight_bytes(spec) + most
 }
 
 /// Seconds per token and per weight on this machine.

@@ -6,6 +6,7 @@ use t3s_strategies as _;
 
 pub mod ablate;
 mod answer_logp;
+pub mod bench;
 pub mod bottleneck;
 mod check;
 pub mod corpus;

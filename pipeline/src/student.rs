@@ -249,7 +249,7 @@ pub fn is_adapter(folder: &Path) -> bool {
     folder.join("adapter_config.json").is_file()
 }
 
-fn read_config(path: &Path) -> Result<HfConfig, PipelineError> {
+pub(crate) fn read_config(path: &Path) -> Result<HfConfig, PipelineError> {
     let refuse = |message: String| PipelineError::plan("student.path", message);
     let text = fs::read(path).map_err(|source| {
         refuse(format!(
@@ -263,7 +263,7 @@ fn read_config(path: &Path) -> Result<HfConfig, PipelineError> {
         .map_err(|error| refuse(format!("{}: {error}", path.display())))
 }
 
-fn adapter_of(
+pub(crate) fn adapter_of(
     plan: &StudentPlan,
     config: &HfConfig,
     registry: &Registry,

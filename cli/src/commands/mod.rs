@@ -1,6 +1,7 @@
 //! One file per command.
 
 mod ablate;
+mod bench;
 mod check;
 mod eval;
 mod explain;
@@ -17,7 +18,10 @@ mod select;
 mod task;
 mod tokenizer;
 
-use std::path::PathBuf;
+use std::{
+    io::{IsTerminal, stdout},
+    path::PathBuf,
+};
 
 use t3s_core::{
     plan::{self, DataPlan, GraderPlan, Loaded, StudentPlan},
@@ -56,6 +60,11 @@ pub fn run(args: Args) -> Result<(), Failure> {
         Command::Init(init) => init::run(&init),
         Command::Tokenizer(tokenizer) => tokenizer::run(&tokenizer),
         Command::Task(task) => task::run(&task),
+        Command::Bench(bench) => {
+            // A figure that goes into a file is read by a program.
+            let display = Display::new(args.json || !stdout().is_terminal());
+            bench::run(&bench, &display)
+        }
         Command::Plugin(args) => plugin::run(&args.command, &display),
     }
 }
