@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use t3s_core::plan::{DataFormat, DeviceChoice, Estimator, Normaliser, Recompute, TooLong};
+use t3s_pipeline::analyse::{StepRule, Subsets};
 
 pub use bench::BenchArgs;
 
@@ -47,6 +48,8 @@ pub enum Command {
     Select(SelectArgs),
     /// Generate and grade answers
     Eval(EvalArgs),
+    /// Diagnose a run: gradients of anchors and others, one-step interventions, loss transfer
+    Analyse(AnalyseArgs),
     /// Show a trace token by token, coloured by a column
     Lens(LensArgs),
     /// Write report.html of a run again: charts, tables and the token lens on one page
@@ -418,6 +421,35 @@ pub struct EvalArgs {
     /// Where the answers go, JSONL
     #[arg(long)]
     pub out: PathBuf,
+}
+
+/// `t3s analyse`.
+#[derive(Debug, ClapArgs)]
+pub struct AnalyseArgs {
+    /// The run folder: what the plan calls out
+    pub run: PathBuf,
+    /// Examples to look at, evenly spread over the data
+    #[arg(long, default_value_t = 32)]
+    pub examples: usize,
+    /// How the one step is taken: adamw (its first step) or sgd
+    #[arg(long, default_value = "adamw", value_parser = plan_value::<StepRule>)]
+    pub rule: StepRule,
+    /// Rate of the one step; the run's peak when left out
+    #[arg(long)]
+    pub learning_rate: Option<f64>,
+    /// The four parts of the transfer matrix: anchors (each group cut at its median confidence), or
+    /// the quarters of a column such as delta-c, logp@base or entropy@bottleneck
+    #[arg(long, default_value = "anchors")]
+    pub subsets: Subsets,
+    /// Optimiser steps on each part
+    #[arg(long, default_value_t = 10)]
+    pub transfer_steps: u64,
+    /// Width of the gradient sketches on the map
+    #[arg(long, default_value_t = 64)]
+    pub sketch_width: usize,
+    /// Most tokens on the map, of each model
+    #[arg(long, default_value_t = 1500)]
+    pub map_tokens: usize,
 }
 
 /// `t3s lens`.

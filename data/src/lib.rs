@@ -5,6 +5,7 @@ pub mod chat_template;
 pub mod corpus;
 pub mod error;
 pub mod formats;
+pub mod frame;
 pub mod jsonl;
 pub mod parquet_rows;
 pub mod problems;

@@ -73,6 +73,39 @@ impl Grads {
         Ok(())
     }
 
+    /// The inner product with `other`, over the parameters that both have a sum for.
+    ///
+    /// # Errors
+    /// When the device fails, or the two are of different models.
+    pub fn inner_product(&self, other: &Self) -> Result<f64> {
+        let mut total = 0.0;
+        for (a, b) in self.slots.iter().zip(&other.slots) {
+            if let (Some(a), Some(b)) = (a, b) {
+                total += gradients::inner_product(a, b)?;
+            }
+        }
+        Ok(total)
+    }
+
+    /// The inner product with the way from `before` to `after`: what a loss with these gradients
+    /// changes by, to first order.
+    ///
+    /// # Errors
+    /// As [`Grads::inner_product`].
+    pub fn along(&self, before: &Params, after: &Params) -> Result<f64> {
+        let mut total = 0.0;
+        for ((slot, (_, before)), (_, after)) in
+            self.slots.iter().zip(before.iter()).zip(after.iter())
+        {
+            if let Some(slot) = slot {
+                let way =
+                    (after.tensor.to_dtype(DType::F32)? - before.tensor.to_dtype(DType::F32)?)?;
+                total += gradients::inner_product(slot, &way)?;
+            }
+        }
+        Ok(total)
+    }
+
     /// The 2-norm over all sums together.
     ///
     /// # Errors

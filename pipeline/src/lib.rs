@@ -5,6 +5,7 @@ use t3s_model_adapters as _;
 use t3s_strategies as _;
 
 pub mod ablate;
+pub mod analyse;
 mod answer_logp;
 pub mod bench;
 pub mod bottleneck;

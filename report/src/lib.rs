@@ -1,6 +1,7 @@
 //! What a run came to, as one page without anything from outside: charts, tables, and the token
 //! lens. Reads a run folder and nothing else.
 
+mod analysis;
 pub mod chart;
 mod classes;
 mod column;
@@ -17,6 +18,7 @@ use std::path::{Path, PathBuf};
 use t3s_core::atomic;
 use t3s_pipeline::recorded::RecordedRun;
 
+pub use analysis::write_figures;
 pub use classes::Class;
 pub use column::{Column, Scale};
 pub use error::ReportError;

@@ -7,6 +7,7 @@ use sha2::{Digest, Sha256};
 use t3s_pipeline::recorded::Ending;
 
 use crate::{
+    analysis,
     error::ReportError,
     facts::Facts,
     figures::{self, Figure},
@@ -39,6 +40,7 @@ pub fn render(facts: &Facts, budget: Budget) -> Result<String, ReportError> {
         Some(tokens) => tables::groups(tokens)?,
         None => None,
     };
+    let diagnosis = analysis::diagnosis(&facts.run.folder, facts.bottleneck())?;
     let (status, ending) = match &facts.run.ending {
         Ending::Done => ("done", String::new()),
         Ending::Stopped(message) => ("stopped", message.clone()),
@@ -88,6 +90,7 @@ pub fn render(facts: &Facts, budget: Budget) -> Result<String, ReportError> {
         lens => lens.as_ref().map(|lens| context! {
             traces => lens.traces, of => lens.of, cut => lens.cut,
         }),
+        diagnosis => Serde(diagnosis),
         data,
         costs => Serde(tables::costs(facts)),
         warnings => Serde(&facts.run.warnings),

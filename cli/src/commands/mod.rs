@@ -1,6 +1,7 @@
 //! One file per command.
 
 mod ablate;
+mod analyse;
 mod bench;
 mod check;
 mod eval;
@@ -54,6 +55,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
         Command::Score(score) => score::run(&score, &display),
         Command::Select(select) => select::run(&select, &display),
         Command::Eval(eval) => eval::run(&eval, &display),
+        Command::Analyse(analyse) => analyse::run(&analyse, &display),
         Command::Lens(lens) => lens::run(&lens, &display),
         Command::Report(report) => report::run(&report, &display),
         Command::Merge(merge) => merge::run(&merge, &display),

@@ -36,6 +36,29 @@ pub fn scale(slot: &Tensor, factor: f32) -> Result<()> {
     })
 }
 
+/// The inner product of two tensors of one shape, in f64 over blocks of f32: the same whatever the
+/// number of threads.
+///
+/// # Errors
+/// When shapes disagree or the device has no kernel.
+pub fn inner_product(a: &Tensor, b: &Tensor) -> Result<f64> {
+    const BLOCK: usize = 1024;
+    host::expect("inner product", a, b.dims())?;
+    let (a, b) = (
+        host::read("inner product", a)?,
+        host::read("inner product", b)?,
+    );
+    let partial: Vec<f64> = a
+        .par_chunks(ELEMENTS_PER_TASK)
+        .zip(b.par_chunks(ELEMENTS_PER_TASK))
+        .map(|(a, b)| {
+            let blocks = a.chunks(BLOCK).zip(b.chunks(BLOCK));
+            blocks.map(|(a, b)| f64::from(dot(a, b))).sum::<f64>()
+        })
+        .collect();
+    Ok(partial.iter().sum())
+}
+
 /// The sum of the squares, in f64 over blocks of f32: the same whatever the number of threads.
 ///
 /// # Errors
