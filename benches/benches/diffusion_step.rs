@@ -6,14 +6,17 @@
 
 use std::{env, error::Error, process::Command, sync::Arc};
 
+use candle_core::Device;
 use serde_json::{Value, json};
-use t3s_benches::{argument, machine, model::Shape, number};
+use t3s_benches::{argument, number};
 use t3s_core::{
-    Example,
+    CounterRng, Example, HfConfig,
     objective::{BlockDiffusion, Corruption, LossWeight, RatioRange},
     plan::{Schedule, TrainPlan},
+    registry::Registry,
 };
-use t3s_engine::{Decoder, Trainer, allocator};
+use t3s_engine::{Decoder, Trainer, allocator, init_params, memory};
+use t3s_pipeline::bench::machine::Machine;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -22,6 +25,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const LENGTHS: [usize; 5] = [256, 512, 1024, 2048, 4096];
 /// Tokens per block.
 const BLOCK: u32 = 32;
+/// The geometry: a mixture of experts.
+const CONFIG: &str = include_str!("../../examples/llada-quickstart/config.json");
+const MIB: f64 = (1u64 << 20) as f64;
 
 fn main() -> Result<(), Box<dyn Error>> {
     if argument("tokens").is_some() {
@@ -50,14 +56,17 @@ fn main() -> Result<(), Box<dyn Error>> {
 /// Two steps on one example of `tokens` tokens; the peak above what stood before the first.
 fn step(tokens: usize) -> Result<Value, Box<dyn Error>> {
     allocator::keep_pages();
-    let shape = Shape::TRAINED;
-    let decoder = Decoder::new(shape.spec(), shape.params(1)?, None)?;
-    let mask_id = shape.vocab as u32 - 1;
-    let ids: Vec<u32> = shape
-        .text(1, tokens)
-        .into_iter()
-        .map(|id| id.min(mask_id - 1))
+    let config = HfConfig(serde_json::from_str(CONFIG)?);
+    let registry = Registry::linked()?;
+    let adapter = registry.adapter("llada2", &json!({}))?;
+    let spec = adapter.decoder(&config)?;
+    let mask_id = spec.vocab as u32 - 1;
+    let text = CounterRng::new(1, "text");
+    let ids: Vec<u32> = (0..tokens as u64)
+        .map(|at| (text.uniform(at, 0) * f64::from(mask_id)) as u32)
         .collect();
+    let params = init_params(&spec, 1, &Device::Cpu)?;
+    let decoder = Decoder::new(spec, params, None)?;
     let example = Example {
         id: 0,
         trainable: vec![true; tokens],
@@ -92,9 +101,9 @@ fn step(tokens: usize) -> Result<Value, Box<dyn Error>> {
         plan,
         1,
     )?;
-    let standing = machine::peak_rss_mib();
+    let standing = peak_mib();
     let seconds = trainer.step()?.seconds.min(trainer.step()?.seconds);
-    let peak = machine::peak_rss_mib();
+    let peak = peak_mib();
     Ok(json!({
         "what": "diffusion-step",
         "tokens": tokens,
@@ -103,6 +112,11 @@ fn step(tokens: usize) -> Result<Value, Box<dyn Error>> {
         "seconds": seconds,
         "peak_rss_mib": peak,
         "activations_mib": peak - standing,
-        "machine": machine::describe(),
+        "machine": Machine::now(None),
     }))
+}
+
+/// Peak resident memory of this process so far.
+fn peak_mib() -> f64 {
+    memory::peak_bytes(&Device::Cpu).map_or(f64::NAN, |bytes| bytes as f64 / MIB)
 }

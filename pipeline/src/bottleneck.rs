@@ -4,6 +4,8 @@
 use serde::{Deserialize, Serialize};
 use t3s_core::plan::{BottleneckPlan, BottleneckRule, Tie};
 
+use crate::statistics::Interval;
+
 /// One checkpoint's value under a rule: higher is better.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Point {
@@ -26,6 +28,8 @@ pub struct Bottleneck {
     pub base: Option<f64>,
     /// `base - value`.
     pub drop: Option<f64>,
+    /// Its 95 % interval over the prompts that both were asked; only of a probe that was watched.
+    pub drop_interval: Option<Interval>,
     /// Whether the drop is at least the plan's `minimum_drop`, and above zero. True for a step
     /// that was named by hand.
     pub dropped: bool,
@@ -81,6 +85,7 @@ pub fn lowest(curve: &[Point], rule: FoundBy, plan: &BottleneckPlan) -> Option<B
         value: Some(value),
         base,
         drop,
+        drop_interval: None,
         dropped: drop.is_some_and(|drop| drop > 0.0 && drop >= plan.minimum_drop),
     })
 }
@@ -93,6 +98,7 @@ pub fn named(step: u64) -> Bottleneck {
         value: None,
         base: None,
         drop: None,
+        drop_interval: None,
         dropped: true,
     }
 }

@@ -140,6 +140,18 @@ impl Examination<'_> {
     /// # Errors
     /// When generation or decoding fails, `answers` cannot be written, or the run was asked to stop.
     pub fn run(&self, decoder: &Decoder, answers: &Path) -> Result<Accuracy, PipelineError> {
+        self.run_by_problem(decoder, answers).map(|(all, _)| all)
+    }
+
+    /// The same, with the number of right answers to each question.
+    ///
+    /// # Errors
+    /// As [`Examination::run`].
+    pub fn run_by_problem(
+        &self,
+        decoder: &Decoder,
+        answers: &Path,
+    ) -> Result<(Accuracy, Vec<u32>), PipelineError> {
         let generations = self.generate(decoder)?;
         let mut right_of = vec![0_u32; self.questions.len()];
         let (mut wrong, mut unparsed, mut truncated, mut tokens) = (0, 0, 0, 0_u64);
@@ -176,7 +188,7 @@ impl Examination<'_> {
         let n = generations.len() as u64;
         let right: u64 = right_of.iter().map(|r| u64::from(*r)).sum();
         let samples = u32::try_from(self.samples).unwrap_or(u32::MAX);
-        Ok(Accuracy {
+        let accuracy = Accuracy {
             problems: self.questions.len() as u64,
             samples,
             answers: n,
@@ -187,7 +199,8 @@ impl Examination<'_> {
             share: right as f64 / n.max(1) as f64,
             interval: over_prompts(&right_of, samples),
             mean_tokens: tokens as f64 / n.max(1) as f64,
-        })
+        };
+        Ok((accuracy, right_of))
     }
 
     fn generate(&self, decoder: &Decoder) -> Result<Vec<Generation>, PipelineError> {

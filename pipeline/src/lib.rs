@@ -34,6 +34,7 @@ pub mod tensorboard;
 #[cfg(test)]
 mod test_python;
 pub mod training;
+pub mod valley;
 
 pub use check::{Checked, check};
 pub use error::PipelineError;

@@ -3,9 +3,11 @@
 
 mod bottleneck_stage;
 mod compared;
+mod reference;
 pub mod sft;
 mod stages;
 mod trajectory;
+mod watched;
 
 pub use trajectory::{Trajectory, evenly};
 
@@ -210,8 +212,14 @@ impl<'r> Run<'r> {
                 scores,
             });
         }
-        let probe = self.probe_stage(&corpus.key)?;
-        let found = self.find_bottleneck(&corpus, &probe)?;
+        let (probe, found) = match self.watched_probe(&corpus)? {
+            Some(watched) => watched,
+            None => {
+                let probe = self.probe_stage(&corpus.key)?;
+                let found = self.find_bottleneck(&corpus, &probe)?;
+                (probe, found)
+            }
+        };
         self.recorder
             .event(&Event::Bottleneck(found.bottleneck.clone()));
         let scores = self.score_stages(&corpus, &probe, found.bottleneck.step)?;
@@ -238,7 +246,17 @@ impl<'r> Run<'r> {
             .event(&Event::Selection(selection.output.clone()));
         let selection_file = selection.folder.join("selection.parquet");
         folder.link("selection.parquet", &selection_file);
-        let train = self.train_stage(&corpus, &scores, &selection)?;
+        let train = self.train_stage(&corpus, &scores, &selection, probe.as_ref())?;
+        if train.output.kept_tokens == 0 {
+            let strategy = &self.plan.selection.strategy;
+            self.warn(
+                "train",
+                format!(
+                    "{strategy:?} kept no token in any step, so nothing was learnt; loosen its \
+                     threshold or share in [selection]"
+                ),
+            );
+        }
         let student = self.trained(&train);
         folder.link("student", &student.folder);
         let mut models = self.compared(probe.as_ref(), &found.bottleneck)?;
@@ -310,8 +328,12 @@ impl<'r> Run<'r> {
     /// What every stage that computes with the model reads of `[student]`, and of the plugin that
     /// brings its adapter.
     fn family(&self) -> Value {
-        let name = &self.student.adapter_name;
-        let mut family = json!({ "adapter": name, "options": self.student.options() });
+        self.family_of(&self.student)
+    }
+
+    fn family_of(&self, student: &Student) -> Value {
+        let name = &student.adapter_name;
+        let mut family = json!({ "adapter": name, "options": student.options() });
         let origin = self
             .registry
             .get(Kind::Adapter, name)

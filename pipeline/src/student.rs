@@ -136,19 +136,34 @@ impl Student {
         files.map(|_| ()).map_err(PipelineError::engine("student"))
     }
 
-    /// The base's weights, ready to be trained as `plan` says: all of them, or a fresh adapter.
+    /// The base's weights, or those of `start`, ready to be trained as `plan` says: all of them, a
+    /// fresh adapter, or, where `start` is one, that adapter.
     ///
     /// # Errors
-    /// Those of the checkpoint, and of a plan that adapts nothing.
+    /// Those of the checkpoint, of a plan that adapts nothing, and of an adapter that is not the
+    /// plan's.
     pub fn load_for_training(
         &self,
         plan: &TrainPlan,
         seed: u64,
         stage: &str,
+        start: Option<&Path>,
     ) -> Result<Decoder, PipelineError> {
         let error = PipelineError::engine(stage);
+        if let Some(adapter) = start.filter(|folder| is_adapter(folder)) {
+            let there = checkpoint::adapter_plan(adapter).map_err(&error)?;
+            if plan.lora.as_ref() != Some(&there) {
+                return Err(PipelineError::plan(
+                    "train.lora",
+                    "going on from a low-rank probe trains its adapter further, so rank, alpha and \
+                     targets have to be those of [probe.lora]",
+                ));
+            }
+            return self.load(adapter, stage);
+        }
+        let folder = start.unwrap_or(&self.path);
         let mut params =
-            checkpoint::load_params(&self.path, &self.spec, &self.device).map_err(&error)?;
+            checkpoint::load_params(folder, &self.spec, &self.device).map_err(&error)?;
         self.round(&mut params).map_err(&error)?;
         if let Some(lora) = &plan.lora {
             lora::attach(&self.spec, &mut params, lora, seed).map_err(&error)?;

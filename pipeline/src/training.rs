@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::Write,
+    ops::ControlFlow,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -46,6 +47,9 @@ impl TrainLog {
     }
 }
 
+/// Whether a run goes on after the checkpoint of this step.
+pub type Watch<'a> = dyn Fn(u64) -> Result<ControlFlow<()>, PipelineError> + 'a;
+
 /// One training run.
 pub struct Training<'a> {
     /// `probe` or `train`.
@@ -62,6 +66,10 @@ pub struct Training<'a> {
     pub seed: u64,
     /// Steps between two checkpoints; 0: only the last.
     pub checkpoint_every: u64,
+    /// Where it starts, if not from the base: another model of the student's shape.
+    pub start: Option<&'a Path>,
+    /// Asked after every checkpoint, with its step; may end the run there.
+    pub watch: Option<&'a Watch<'a>>,
     /// Who is told.
     pub recorder: &'a Recorder<'a>,
     /// Who may stop it.
@@ -114,6 +122,17 @@ impl Training<'_> {
                 trainer
                     .save_model(&folder, &self.student.path)
                     .map_err(&error)?;
+                match self
+                    .watch
+                    .map_or(Ok(ControlFlow::Continue(())), |w| w(done))
+                {
+                    Ok(ControlFlow::Continue(())) => {}
+                    Ok(ControlFlow::Break(())) => break,
+                    Err(stopped) => {
+                        trainer.save_state(&state).map_err(&error)?;
+                        return Err(stopped);
+                    }
+                }
             }
             if self.plan.save_every > 0
                 && done.is_multiple_of(self.plan.save_every)
@@ -131,7 +150,7 @@ impl Training<'_> {
     fn trainer(&self) -> Result<Trainer, PipelineError> {
         let decoder = self
             .student
-            .load_for_training(self.plan, self.seed, self.stage)?;
+            .load_for_training(self.plan, self.seed, self.stage, self.start)?;
         let trainer = Trainer::new(
             decoder,
             self.student.objective()?,
@@ -176,14 +195,14 @@ impl Training<'_> {
         let tail = &steps[steps.len() - steps.len().div_ceil(10)..];
         let mean = tail.iter().map(|s| s.loss).sum::<f64>() / tail.len().max(1) as f64;
         TrainLog {
-            steps: self.plan.steps,
+            steps: steps.last().map_or(0, |s| s.step),
             first_loss: steps.first().map_or(f64::NAN, |s| s.loss),
             last_loss: mean,
             tokens: steps.iter().map(|s| s.tokens).sum(),
             response_tokens: steps.iter().map(|s| s.response_tokens).sum(),
             kept_tokens: steps.iter().map(|s| s.kept_tokens).sum(),
             seconds: steps.iter().map(|s| s.seconds).sum(),
-            checkpoints: (1..=self.plan.steps)
+            checkpoints: (1..=steps.last().map_or(0, |s| s.step))
                 .filter(|step| self.is_checkpoint(*step))
                 .collect(),
         }

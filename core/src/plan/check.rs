@@ -3,7 +3,7 @@
 use super::{
     error::Problem,
     merge::{MergeModel, MergePlan, MergeTerm},
-    sections::{GeneratePlan, RunPlan, TrainPlan},
+    sections::{BottleneckRule, GeneratePlan, RunPlan, Then, TrainPlan},
 };
 use crate::CheckpointRef;
 
@@ -47,8 +47,34 @@ pub(super) fn check(plan: &RunPlan, report: &mut dyn FnMut(&str, Problem)) {
         step == last || every == 0 || (step < last && step.is_multiple_of(every)),
         &checkpoints(plan),
     );
+    check.rule(
+        "bottleneck.watch",
+        "true",
+        !bottleneck.watch || (bottleneck.by == BottleneckRule::TrainAccuracy && step == 0),
+        "what is watched is the train-accuracy, and the rule finds the step: leave out bottleneck.by \
+         and bottleneck.step",
+    );
+    check.rule(
+        "bottleneck.patience",
+        bottleneck.patience,
+        !bottleneck.watch || bottleneck.patience > 0,
+        "must be at least 1: the last measurement may still fall",
+    );
+    check.rule(
+        "bottleneck.then",
+        "\"go-on\"",
+        bottleneck.then == Then::Restart || plan.selection.selector().is_none(),
+        "beside selection.from there is no probe to go on from: leave it at restart",
+    );
     check.generate("bottleneck.generate", &bottleneck.generate);
 
+    let reference = &plan.reference;
+    check.rule(
+        "reference.store",
+        reference.store.display(),
+        reference.path.as_os_str().is_empty() || reference.store.as_os_str().is_empty(),
+        "only one of reference.path and reference.store, which are two ways to name one model",
+    );
     check.whole("score.batch_tokens", plan.score.batch_tokens as u64);
     check.whole("score.draws", u64::from(plan.score.draws));
 

@@ -206,10 +206,14 @@ impl Named<'_> {
 /// Why the run does not have the checkpoint, if it does not.
 fn missing_checkpoint(plan: &RunPlan, at: &CheckpointRef) -> Option<String> {
     match at {
-        CheckpointRef::Reference => Some(
-            "a plan cannot name a reference model yet; use base, bottleneck, final or step:N"
-                .to_owned(),
+        CheckpointRef::Reference if plan.selection.selector().is_some() => Some(
+            "beside selection.from there is no reference; use base, bottleneck, ...".to_owned(),
         ),
+        CheckpointRef::Reference => (!plan.reference.is_named()).then(|| {
+            "name a model of the same tokenizer in reference.path, or its token store in \
+             reference.store"
+                .to_owned()
+        }),
         // Which checkpoints another run has, its folder says.
         _ if plan.selection.selector().is_some() => None,
         CheckpointRef::Step(step) => (!has_checkpoint(plan, *step)).then(|| checkpoints(plan)),

@@ -33,6 +33,9 @@ pub struct RunPlan {
     /// Which checkpoint of the probe is the imitation bottleneck.
     #[serde(default)]
     pub bottleneck: BottleneckPlan,
+    /// Another model of the same tokenizer, for strategies that read `logp@reference`.
+    #[serde(default)]
+    pub reference: ReferencePlan,
     /// Which columns the scoring pass records besides `logp`.
     #[serde(default)]
     pub score: ScorePlan,
@@ -306,6 +309,28 @@ pub enum Compare {
     Fraction,
 }
 
+/// `[reference]`: another model of the same tokenizer, what strategies know as `reference`. One of
+/// the two names it; without either there is none.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReferencePlan {
+    /// A Hugging Face folder, e.g. `student` in the run folder of another run, or a PEFT adapter of
+    /// the student; it is scored where a strategy asks for it. Empty: none.
+    #[schemars(extend("x-path" = true))]
+    pub path: PathBuf,
+    /// A token store of the same data, as `t3s score` and runs write them; it is read as it is.
+    /// Empty: none.
+    #[schemars(extend("x-path" = true))]
+    pub store: PathBuf,
+}
+
+impl ReferencePlan {
+    /// Whether there is one.
+    pub fn is_named(&self) -> bool {
+        !self.path.as_os_str().is_empty() || !self.store.as_os_str().is_empty()
+    }
+}
+
 /// `[probe]`: plain supervised fine-tuning that lays down the trajectory.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -338,6 +363,15 @@ pub struct BottleneckPlan {
     pub minimum_drop: f64,
     /// Which of equally low checkpoints is taken.
     pub tie: Tie,
+    /// Measure while the probe trains, and stop it when the bottleneck is behind it (`[valley]` in
+    /// docs/equations.md); false: the whole probe first.
+    pub watch: bool,
+    /// For `watch`: each measurement is the mean with this many on either side; 0: as measured.
+    pub smoothing: u64,
+    /// For `watch`: measurements after the lowest one, none of them lower, before it counts.
+    pub patience: u64,
+    /// Where the training with the selection starts.
+    pub then: Then,
     /// How answers are generated.
     pub generate: GeneratePlan,
 }
@@ -351,6 +385,10 @@ impl Default for BottleneckPlan {
             prompts: 0,
             minimum_drop: 0.0,
             tie: Tie::Earliest,
+            watch: false,
+            smoothing: 0,
+            patience: 2,
+            then: Then::Restart,
             generate: GeneratePlan::default(),
         }
     }
@@ -376,6 +414,16 @@ pub enum Tie {
     Earliest,
     /// The last.
     Latest,
+}
+
+/// Where the training with the selection starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Then {
+    /// From the base, as in the paper.
+    Restart,
+    /// From the probe's last checkpoint, with a fresh optimiser.
+    GoOn,
 }
 
 /// `[*.generate]`: how answers are generated.

@@ -75,6 +75,8 @@ impl RunPlan {
             &mut self.data.chat_template,
             &mut self.eval.data,
             &mut self.selection.from,
+            &mut self.reference.path,
+            &mut self.reference.store,
         ]
         .into_iter()
         .chain(&mut self.plugins.load)

@@ -120,7 +120,11 @@ impl Run<'_> {
         ))
     }
 
-    fn lowest(&self, curve: &[Point], rule: FoundBy) -> Result<Bottleneck, PipelineError> {
+    pub(super) fn lowest(
+        &self,
+        curve: &[Point],
+        rule: FoundBy,
+    ) -> Result<Bottleneck, PipelineError> {
         let plan = &self.plan.bottleneck;
         let found = lowest(curve, rule, plan).ok_or_else(|| {
             PipelineError::plan(

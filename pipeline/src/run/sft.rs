@@ -74,6 +74,8 @@ impl Run<'_> {
                 plan,
                 seed: self.plan.seed,
                 checkpoint_every: 0,
+                start: None,
+                watch: None,
                 recorder: self.recorder,
                 interrupt: self.interrupt,
             };

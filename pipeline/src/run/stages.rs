@@ -11,7 +11,7 @@ use std::{
 use serde_json::{Value, json};
 use t3s_core::{
     CheckpointRef, Fingerprint, Observable, ObservableRef, TokenTable, When,
-    plan::{self, GeneratePlan, SelectionPlan, TrainPlan},
+    plan::{self, GeneratePlan, SelectionPlan, Then, TrainPlan},
 };
 use t3s_data::store::{self, StoreMeta};
 use t3s_engine::{Columns, OnlineSelection, Scoring, head::SketchSpec, score, tokens_read};
@@ -25,6 +25,7 @@ use crate::{
     select::{Scored, Selection, apply, describe, extremes, join, only, signals, weigh},
     selector::Selector,
     stage::{Done, StageKey},
+    student::Student,
     summary::{CorpusSummary, Evaluation, Role},
     training::{TrainLog, Training},
 };
@@ -32,16 +33,17 @@ use crate::{
 /// Where a stage that examines a model keeps the answers.
 const ANSWERS: &str = "answers.jsonl";
 /// Where a stage that scores a model keeps the columns.
-const TOKENS: &str = "tokens.parquet";
+pub(super) const TOKENS: &str = "tokens.parquet";
 /// Width of the sketches when a signal asks for them and the plan names none.
 const DEFAULT_SKETCH_WIDTH: usize = 64;
 
 /// One checkpoint's columns. Sketches are a stage of their own, so that a selection that asks for
 /// them shares all others with one that does not.
 pub(super) struct ScoreStage {
-    step: u64,
-    scalars: Done<u64>,
-    sketches: Option<Done<u64>>,
+    /// What columns know the checkpoint by.
+    pub(super) names: Vec<CheckpointRef>,
+    pub(super) scalars: Done<u64>,
+    pub(super) sketches: Option<Done<u64>>,
 }
 
 impl ScoreStage {
@@ -50,10 +52,9 @@ impl ScoreStage {
     }
 }
 
-/// All scored checkpoints, with the names that columns know them by.
+/// All scored checkpoints.
 pub(super) struct Scores {
     stages: Vec<ScoreStage>,
-    names: BTreeMap<u64, Vec<CheckpointRef>>,
 }
 
 impl Run<'_> {
@@ -83,6 +84,8 @@ impl Run<'_> {
                 plan: &plan.training,
                 seed: plan.seed,
                 checkpoint_every: plan.checkpoint_every,
+                start: None,
+                watch: None,
                 recorder: self.recorder,
                 interrupt: self.interrupt,
             };
@@ -98,14 +101,15 @@ impl Run<'_> {
         bottleneck: u64,
     ) -> Result<Scores, PipelineError> {
         let names = self.wanted(bottleneck, &probe.output.checkpoints);
-        let stages = names
-            .keys()
-            .map(|step| {
-                let model = self.checkpoint(probe, *step);
-                self.score_stage(corpus, *step, &model, self.sketch(&names[step]))
+        let mut stages = names
+            .into_iter()
+            .map(|(step, names)| {
+                let model = self.checkpoint(probe, step);
+                self.score_stage(corpus, &self.student, &model, names)
             })
-            .collect::<Result<_, PipelineError>>()?;
-        Ok(Scores { stages, names })
+            .collect::<Result<Vec<_>, PipelineError>>()?;
+        stages.extend(self.reference_stage(corpus)?);
+        Ok(Scores { stages })
     }
 
     /// What the run of another student has recorded, as scores of this one.
@@ -113,16 +117,16 @@ impl Run<'_> {
         let summary = &selector.summary;
         let names = self.wanted(summary.bottleneck.step, &summary.probe.checkpoints);
         let mut stages = Vec::new();
-        for step in names.keys() {
-            let model = checkpoint_name(*step);
+        for (step, names) in names {
+            let model = checkpoint_name(step);
             let scalars = selector.stage(&format!("score-{model}"), TOKENS)?;
-            let sketches = match self.sketch(&names[step]) {
+            let sketches = match self.sketch(&names) {
                 Some(_) => selector.stage(&format!("sketch-{model}"), TOKENS)?,
                 None => None,
             };
             stages.push(ScoreStage {
-                step: *step,
-                scalars: scalars.ok_or_else(|| selector.lacks(*step))?,
+                names,
+                scalars: scalars.ok_or_else(|| selector.lacks(step))?,
                 sketches,
             });
         }
@@ -131,7 +135,7 @@ impl Run<'_> {
         if let Some(odd) = odd {
             self.warn("select", odd);
         }
-        Ok(Scores { stages, names })
+        Ok(Scores { stages })
     }
 
     /// The steps whose columns are read, with the names that the columns are known by.
@@ -179,34 +183,35 @@ impl Run<'_> {
         })
     }
 
-    fn score_stage(
+    /// `student` is what `model` is of: the run's, or that of the reference.
+    pub(super) fn score_stage(
         &self,
         corpus: &Done<CorpusSummary>,
-        step: u64,
+        student: &Student,
         model: &Model,
-        sketch: Option<SketchSpec>,
+        names: Vec<CheckpointRef>,
     ) -> Result<ScoreStage, PipelineError> {
         let how = self.scoring(Columns::SCALARS);
         let inputs = json!({
             "model": model.key,
-            "family": self.family(),
+            "family": self.family_of(student),
             "corpus": corpus.key,
             "batch_tokens": how.batch_tokens,
-            "estimator": how.method(self.student.weighting()?),
+            "estimator": how.method(student.weighting()?),
         });
         // One pass gives both where neither is there.
         let mut scalars = None;
         let mut sketches = None;
-        if let Some(spec) = sketch {
+        if let Some(spec) = self.sketch(&names) {
             let key = StageKey::new(
                 format!("sketch-{}", model.name),
                 1,
                 json!({ "score": inputs, "width": spec.width, "seed": spec.seed }),
             );
             sketches = Some(self.stages.run(&key, |work| {
-                let table = self.scored(model, key.name(), Some(spec))?;
-                let n =
-                    self.write_columns(work, model, &table, key.name(), &[Observable::Sketch])?;
+                let table = self.scored(student, model, key.name(), Some(spec))?;
+                let columns = [Observable::Sketch];
+                let n = self.write_columns(work, (student, model), &table, key.name(), &columns)?;
                 scalars = Some(table);
                 Ok(n)
             })?);
@@ -215,14 +220,14 @@ impl Run<'_> {
         let scalars = self.stages.run(&key, |work| {
             let table = match scalars {
                 Some(table) => table,
-                None => self.scored(model, key.name(), None)?,
+                None => self.scored(student, model, key.name(), None)?,
             };
             let columns = Observable::ALL.map(|o| (o != Observable::Sketch).then_some(o));
             let columns: Vec<Observable> = columns.into_iter().flatten().collect();
-            self.write_columns(work, model, &table, key.name(), &columns)
+            self.write_columns(work, (student, model), &table, key.name(), &columns)
         })?;
         Ok(ScoreStage {
-            step,
+            names,
             scalars,
             sketches,
         })
@@ -231,19 +236,20 @@ impl Run<'_> {
     /// One pass of `model` over the corpus.
     fn scored(
         &self,
+        student: &Student,
         model: &Model,
         stage: &str,
         sketch: Option<SketchSpec>,
     ) -> Result<TokenTable, PipelineError> {
         let corpus = self.corpus()?;
-        let decoder = self.student.load(&model.folder, stage)?;
+        let decoder = student.load(&model.folder, stage)?;
         let how = self.scoring(Columns {
             sketch,
             ..Columns::SCALARS
         });
         score(
             &decoder,
-            self.student.objective()?.as_ref(),
+            student.objective()?.as_ref(),
             &corpus.examples,
             &how,
             &mut self.token_progress(stage, &how)?,
@@ -255,12 +261,12 @@ impl Run<'_> {
     fn write_columns(
         &self,
         work: &Path,
-        model: &Model,
+        (student, model): (&Student, &Model),
         table: &TokenTable,
         stage: &str,
         observables: &[Observable],
     ) -> Result<u64, PipelineError> {
-        let meta = self.store_meta(model)?;
+        let meta = self.store_meta(student, model)?;
         let part = only(table, observables)?;
         store::write_table(&work.join(TOKENS), &part, &meta).map_err(PipelineError::data(stage))?;
         Ok(table.view().n_tokens() as u64)
@@ -271,14 +277,16 @@ impl Run<'_> {
         Scoring::of(&self.plan.score, columns, self.plan.probe.seed)
     }
 
-    pub(super) fn store_meta(&self, model: &Model) -> Result<StoreMeta, PipelineError> {
-        let estimator = self
-            .scoring(Columns::SCALARS)
-            .method(self.student.weighting()?);
+    pub(super) fn store_meta(
+        &self,
+        student: &Student,
+        model: &Model,
+    ) -> Result<StoreMeta, PipelineError> {
+        let estimator = self.scoring(Columns::SCALARS).method(student.weighting()?);
         Ok(crate::offline::store_meta(
-            &self.student,
+            student,
             self.corpus()?.hashes.clone(),
-            self.student.weights(&model.folder)?,
+            student.weights(&model.folder)?,
             estimator,
         ))
     }
@@ -312,10 +320,7 @@ impl Run<'_> {
             .stages
             .iter()
             .map(|stage| {
-                let names: Vec<String> = scores.names[&stage.step]
-                    .iter()
-                    .map(ToString::to_string)
-                    .collect();
+                let names: Vec<String> = stage.names.iter().map(ToString::to_string).collect();
                 let keys: Vec<&Fingerprint> = stage.parts().map(|part| &part.key).collect();
                 json!({ "names": names, "stores": keys })
             })
@@ -397,7 +402,7 @@ impl Run<'_> {
                     });
                 }
                 first.get_or_insert(meta);
-                tables.push((scores.names[&stage.step].clone(), table));
+                tables.push((stage.names.clone(), table));
             }
         }
         let scored: Vec<Scored<'_>> = tables
@@ -434,19 +439,24 @@ impl Run<'_> {
         corpus: &Done<CorpusSummary>,
         scores: &Scores,
         selection: &Done<Selection>,
+        probe: Option<&Done<TrainLog>>,
     ) -> Result<Done<TrainLog>, PipelineError> {
         let plan = &self.plan.train;
-        let key = StageKey::new(
-            "train",
-            2,
-            json!({
-                "student": self.weights,
-                "family": self.family(),
-                "selection": selection.key,
-                "training": train_key(plan),
-                "seed": self.plan.seed,
-            }),
-        );
+        let start = match self.plan.bottleneck.then {
+            Then::Restart => None,
+            Then::GoOn => probe.map(|probe| self.checkpoint(probe, probe.output.steps)),
+        };
+        let mut inputs = json!({
+            "student": self.weights,
+            "family": self.family(),
+            "selection": selection.key,
+            "training": train_key(plan),
+            "seed": self.plan.seed,
+        });
+        if let Some(start) = &start {
+            inputs["start"] = start.key.clone();
+        }
+        let key = StageKey::new("train", 2, inputs);
         self.stages.run(&key, |work| {
             let path = selection.folder.join("selection.parquet");
             let (table, weights, _) =
@@ -466,6 +476,8 @@ impl Run<'_> {
                 plan,
                 seed: self.plan.seed,
                 checkpoint_every: 0,
+                start: start.as_ref().map(|model| model.folder.as_path()),
+                watch: None,
                 recorder: self.recorder,
                 interrupt: self.interrupt,
             };

@@ -84,7 +84,7 @@ impl Run<'_> {
                         let objective = objective.as_ref();
                         let table = score(&decoder, objective, &examples, &how, &mut progress)
                             .map_err(PipelineError::engine(key.name()))?;
-                        store::write_table(&path, &table, &self.store_meta(&model)?)
+                        store::write_table(&path, &table, &self.store_meta(&self.student, &model)?)
                             .map_err(PipelineError::data(key.name()))?;
                         table
                     }
