@@ -8,12 +8,11 @@ use std::{env, error::Error, process::Command, sync::Arc};
 
 use candle_core::Device;
 use serde_json::{Value, json};
-use t3s_benches::{argument, number};
+use t3s_benches::{argument, decoder_spec, number, text};
 use t3s_core::{
-    CounterRng, Example, HfConfig,
+    Example,
     objective::{BlockDiffusion, Corruption, LossWeight, RatioRange},
     plan::{Schedule, TrainPlan},
-    registry::Registry,
 };
 use t3s_engine::{Decoder, Trainer, allocator, init_params, memory};
 use t3s_pipeline::bench::machine::Machine;
@@ -56,15 +55,9 @@ fn main() -> Result<(), Box<dyn Error>> {
 /// Two steps on one example of `tokens` tokens; the peak above what stood before the first.
 fn step(tokens: usize) -> Result<Value, Box<dyn Error>> {
     allocator::keep_pages();
-    let config = HfConfig(serde_json::from_str(CONFIG)?);
-    let registry = Registry::linked()?;
-    let adapter = registry.adapter("llada2", &json!({}))?;
-    let spec = adapter.decoder(&config)?;
+    let spec = decoder_spec("llada2", serde_json::from_str(CONFIG)?)?;
     let mask_id = spec.vocab as u32 - 1;
-    let text = CounterRng::new(1, "text");
-    let ids: Vec<u32> = (0..tokens as u64)
-        .map(|at| (text.uniform(at, 0) * f64::from(mask_id)) as u32)
-        .collect();
+    let ids = text(1, spec.vocab - 1, tokens);
     let params = init_params(&spec, 1, &Device::Cpu)?;
     let decoder = Decoder::new(spec, params, None)?;
     let example = Example {

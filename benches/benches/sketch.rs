@@ -8,12 +8,14 @@ use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 use serde_json::json;
-use t3s_benches::{argument, machine, model::Shape, number};
+use t3s_benches::{argument, decoder_spec, number, text};
 use t3s_core::CounterRng;
 use t3s_engine::{
     Decoder, allocator,
     head::{HeadRow, SketchSpec},
+    init_params,
 };
+use t3s_pipeline::bench::machine::Machine;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -30,19 +32,33 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         number("rounds", 7),
         number("sketch", 64),
     );
-    let shape = Shape {
-        vocab: number("vocab", 32_768),
-        width: number("width", 1024),
-        n_layers: 0,
-        ..Shape::TRAINED
-    };
-    let decoder = Decoder::new(shape.spec(), shape.params(1)?, None)?;
+    let (vocab, width) = (number("vocab", 32_768), number("width", 1024));
+    // Only its head is used: one block, as small as can be.
+    let spec = decoder_spec(
+        "qwen3",
+        json!({
+            "model_type": "qwen3",
+            "vocab_size": vocab,
+            "hidden_size": width,
+            "intermediate_size": 8,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 1,
+            "num_key_value_heads": 1,
+            "head_dim": 8,
+            "tie_word_embeddings": true,
+            "rope_theta": 1e6,
+            "rms_norm_eps": 1e-6,
+            "max_position_embeddings": 4096,
+        }),
+    )?;
+    let params = init_params(&spec, 1, &Device::Cpu)?;
+    let decoder = Decoder::new(spec, params, None)?;
     let rng = CounterRng::new(2, "bench-hidden");
-    let values: Vec<f32> = (0..(rows * shape.width) as u64)
+    let values: Vec<f32> = (0..(rows * width) as u64)
         .map(|i| (2.0 * rng.uniform(0, i) - 1.0) as f32)
         .collect();
-    let hidden = Tensor::from_vec(values, (rows, shape.width), &Device::Cpu)?;
-    let targets = shape.text(3, rows);
+    let hidden = Tensor::from_vec(values, (rows, width), &Device::Cpu)?;
+    let targets = text(3, vocab, rows);
     let asked: Vec<HeadRow> = targets
         .iter()
         .enumerate()
@@ -52,7 +68,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             coefficient: 0.0,
         })
         .collect();
-    let spec = SketchSpec {
+    let sketches = SketchSpec {
         width: sketch,
         seed: 4,
     };
@@ -61,14 +77,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         std::hint::black_box(decoder.head_forward(&hidden, &asked, sketch)?);
         Ok(started.elapsed().as_secs_f64())
     };
-    let machine = machine::describe();
-    for sketch in [None, Some(spec)] {
+    let machine = Machine::now(None);
+    for sketch in [None, Some(sketches)] {
         time(sketch)?;
     }
     // In turns, so that a slow spell of the machine meets both.
     let (mut without, mut with, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..rounds {
-        let (a, b) = (time(None)?, time(Some(spec))?);
+        let (a, b) = (time(None)?, time(Some(sketches))?);
         without.push(a);
         with.push(b);
         ratios.push(b / a);
@@ -85,8 +101,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "what": "head-pass",
         "threads": rayon::current_num_threads(),
         "rows": rows,
-        "vocab": shape.vocab,
-        "width": shape.width,
+        "vocab": vocab,
+        "width": width,
         "sketch_width": sketch,
         "rounds": rounds,
         "seconds_without": sorted(&mut without),

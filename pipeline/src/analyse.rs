@@ -390,7 +390,9 @@ impl<'a> Work<'a> {
             return self.student.load(folder, STAGE);
         }
         if step == 0 {
-            return self.student.load_for_training(&probe.training, probe.seed, STAGE);
+            return self
+                .student
+                .load_for_training(&probe.training, probe.seed, STAGE, None);
         }
         let mut decoder = self.student.load(folder, STAGE)?;
         let frozen: Vec<_> = decoder
@@ -539,7 +541,7 @@ impl<'a> Work<'a> {
         };
         let decoder = self
             .student
-            .load_for_training(&plan, self.plan.seed, STAGE)?;
+            .load_for_training(&plan, self.plan.seed, STAGE, None)?;
         let before = self.confidence(&decoder)?;
         let examples = Arc::new(self.sample.only(part));
         let objective = self.student.objective()?;

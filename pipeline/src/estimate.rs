@@ -229,7 +229,9 @@ fn largest(spec: &DecoderSpec, floats: fn(&DecoderSpec, usize) -> u64) -> u64 {
 
 /// Floats that all blocks save for their backward pass, per row.
 fn all_blocks(spec: &DecoderSpec) -> u64 {
-    (0..spec.n_layers).map(|layer| saved_per_row(spec, layer)).sum()
+    (0..spec.n_layers)
+        .map(|layer| saved_per_row(spec, layer))
+        .sum()
 }
 
 /// Activations of a training pass over `rows` rows of the decoder.

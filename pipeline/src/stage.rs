@@ -5,7 +5,7 @@
 //! `work/NAME-KEY/`, which a stage may go on from after an interruption, and moved into place in one
 //! step: a folder under `stages/` is always whole, and never changes again.
 //!
-//! A stage that the run folder lacks is looked for in its sibling run folders ([`crate::share`]) and,
+//! A stage that the run folder lacks is looked for in its sibling run folders (`share`) and,
 //! when one of them has it, taken over by hard links; when one of them is at it, it is waited for. So
 //! plans that differ only in `[selection]` and in their `out`
 //! share every earlier stage, each folder is complete by itself, and removing one harms no other.

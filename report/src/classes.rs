@@ -7,7 +7,7 @@ pub enum Class {
     Number,
     /// Signs of formulas.
     Operator,
-    /// Words that lead from one thought to the next: [`CONNECTIVES`].
+    /// Words that lead from one thought to the next: `CONNECTIVES`.
     Connective,
     /// Has a letter, and is nothing of the above.
     Word,

@@ -346,21 +346,41 @@ fn an_analysis_has_tables_figures_and_a_place_on_the_page() {
     let world = World::new();
     world.run(&["bottleneck.step=2"]).good();
     let analyse = |args: &[&str]| {
-        let quick = ["--json", "analyse", "runs/a", "--examples", "4", "--transfer-steps", "2"];
+        let quick = [
+            "--json",
+            "analyse",
+            "runs/a",
+            "--examples",
+            "4",
+            "--transfer-steps",
+            "2",
+        ];
         world.t3s(&[&quick[..], args].concat())
     };
     let found = analyse(&["--map-tokens", "40"]).good().json();
     let found = found.last().unwrap();
     let checkpoints = found["checkpoints"].as_array().unwrap();
-    let steps: Vec<u64> = checkpoints.iter().map(|c| c["step"].as_u64().unwrap()).collect();
+    let steps: Vec<u64> = checkpoints
+        .iter()
+        .map(|c| c["step"].as_u64().unwrap())
+        .collect();
     assert_eq!(steps, [0, 2, 4]);
     for at in checkpoints {
         let number = |name: &str| at[name].as_f64().expect(name);
-        assert!(number("anchor_norm") > 0.0 && number("other_norm") > 0.0, "{at}");
+        assert!(
+            number("anchor_norm") > 0.0 && number("other_norm") > 0.0,
+            "{at}"
+        );
         assert!((-1.0..=1.0).contains(&number("cosine")), "{at}");
         // A step on a loss lowers it.
-        assert!(at["interventions"][0]["anchors"].as_f64() < Some(0.0), "{at}");
-        assert!(at["interventions"][1]["others"].as_f64() < Some(0.0), "{at}");
+        assert!(
+            at["interventions"][0]["anchors"].as_f64() < Some(0.0),
+            "{at}"
+        );
+        assert!(
+            at["interventions"][1]["others"].as_f64() < Some(0.0),
+            "{at}"
+        );
     }
     // Nothing is less likely than at the base at the base; at the bottleneck, those that fell.
     assert_eq!(checkpoints[0]["suppressed"], json!([0.0, 0.0, 0.0]));
@@ -368,15 +388,30 @@ fn an_analysis_has_tables_figures_and_a_place_on_the_page() {
     let transfer = found["transfer"].as_array().unwrap();
     assert_eq!(transfer.len(), 4);
     for (part, row) in transfer.iter().enumerate() {
-        assert!(row[part].as_f64() < Some(0.0), "learning {part} helps it: {row}");
+        assert!(
+            row[part].as_f64() < Some(0.0),
+            "learning {part} helps it: {row}"
+        );
     }
-    for name in ["gradients", "intervention", "transfer", "suppressed", "sketch-map"] {
+    for name in [
+        "gradients",
+        "intervention",
+        "transfer",
+        "suppressed",
+        "sketch-map",
+    ] {
         for ending in ["json", "parquet", "svg"] {
             let path = format!("runs/a/analysis/{name}.{ending}");
             assert!(world.path(&path).is_file(), "{path}");
         }
     }
-    assert_eq!(world.json("runs/a/analysis/sketch-map.json")["rows"].as_array().unwrap().len(), 80);
+    assert_eq!(
+        world.json("runs/a/analysis/sketch-map.json")["rows"]
+            .as_array()
+            .unwrap()
+            .len(),
+        80
+    );
     let html = world.read("runs/a/report.html");
     assert!(html.contains("Loss transfer") && html.contains("Cosine of both gradients"));
     if let Some(chromium) = chromium() {
@@ -386,30 +421,45 @@ fn an_analysis_has_tables_figures_and_a_place_on_the_page() {
 
     // The gradient of the anchors' loss is that of a run whose weights keep the anchors alone. With a
     // small plain step the other loss moves as its gradient foretells.
-    let small = analyse(&["--rule", "sgd", "--learning-rate", "1e-3"]).good().json();
+    let small = analyse(&["--rule", "sgd", "--learning-rate", "1e-3"])
+        .good()
+        .json();
     let at = &small.last().unwrap()["checkpoints"][1];
     let norm = at["anchor_norm"].as_f64().unwrap();
     let same = found["checkpoints"][1]["anchor_norm"].as_f64().unwrap();
     assert!((norm - same).abs() <= 1e-6 * same, "{norm} {same}");
     let step = &at["interventions"][0];
-    let [own, moved, foretold] = ["anchors", "others", "foretold"].map(|k| step[k].as_f64().unwrap());
+    let [own, moved, foretold] =
+        ["anchors", "others", "foretold"].map(|k| step[k].as_f64().unwrap());
     assert!((own + 1e-3 * norm * norm).abs() < 0.1 * own.abs(), "{step}");
-    assert!((moved - foretold).abs() < 0.1 * foretold.abs().max(1e-5), "{step}");
+    assert!(
+        (moved - foretold).abs() < 0.1 * foretold.abs().max(1e-5),
+        "{step}"
+    );
     let cosine = at["cosine"].as_f64().unwrap();
     let product = -1e-3 * norm * at["other_norm"].as_f64().unwrap() * cosine;
-    assert!((foretold - product).abs() < 1e-3 * product.abs().max(1e-7), "{foretold} {product}");
+    assert!(
+        (foretold - product).abs() < 1e-3 * product.abs().max(1e-7),
+        "{foretold} {product}"
+    );
 }
 
 #[test]
 fn what_cannot_be_analysed_says_which_key_to_change() {
     let world = World::new();
-    world.run(&["bottleneck.step=4", "probe.checkpoint_every=4"]).good();
+    world
+        .run(&["bottleneck.step=4", "probe.checkpoint_every=4"])
+        .good();
     let error = world.t3s(&["analyse", "runs/a"]).failed(2);
     assert!(error.contains("probe.checkpoint_every"), "{error}");
     world.run(&["bottleneck.step=2"]).good();
-    let error = world.t3s(&["analyse", "runs/a", "--subsets", "loss"]).failed(2);
+    let error = world
+        .t3s(&["analyse", "runs/a", "--subsets", "loss"])
+        .failed(2);
     assert!(error.contains("logp@base"), "{error}");
-    let error = world.t3s(&["analyse", "runs/a", "--examples", "0"]).failed(2);
+    let error = world
+        .t3s(&["analyse", "runs/a", "--examples", "0"])
+        .failed(2);
     assert!(error.contains("--examples"), "{error}");
     let probe = fs::read_dir(world.path("runs/a/stages"))
         .unwrap()
@@ -418,7 +468,10 @@ fn what_cannot_be_analysed_says_which_key_to_change() {
         .unwrap();
     fs::remove_dir_all(probe.join("checkpoints/step-000002")).unwrap();
     let error = world.t3s(&["analyse", "runs/a"]).failed(2);
-    assert!(error.contains("step-000002") && error.contains("probe.checkpoint_every"), "{error}");
+    assert!(
+        error.contains("step-000002") && error.contains("probe.checkpoint_every"),
+        "{error}"
+    );
     let error = world.t3s(&["analyse", "student"]).failed(2);
     assert!(error.contains("not a run folder"), "{error}");
 }

@@ -121,10 +121,14 @@ mod tests {
                 along[1] * (1.7 * t).cos(),
                 along[2] * (2.9 * t).sin(),
             ];
-            for k in 0..3 {
-                let value: f64 = (0..3).map(|a| parts[a] * axes[a][k]).sum();
-                points.push((value + 5.0) as f32);
-            }
+            points.extend((0..3).map(|k| {
+                let value: f64 = parts
+                    .iter()
+                    .zip(&axes)
+                    .map(|(part, axis)| part * axis[k])
+                    .sum();
+                (value + 5.0) as f32
+            }));
         }
         let plane = plane(&points, 3);
         assert!(
