@@ -278,7 +278,7 @@ pub struct ModelArgs {
     /// auto, cpu or cuda:N
     #[arg(long, default_value = "auto", value_parser = device)]
     pub device: DeviceChoice,
-    /// An option of the family, as in a plan's [student]: objective.KEY=VALUE or decode.KEY=VALUE;
+    /// An option of the family, as in the student's table of a plan: objective.KEY=VALUE or decode.KEY=VALUE;
     /// repeatable
     #[arg(long = "student", value_name = "KEY=VALUE")]
     pub student: Vec<String>,

@@ -26,7 +26,7 @@ pub struct Measured {
 /// `plan.minimum_drop`, and the paired 95 % interval of that drop has to be above 0.
 pub fn valley(measured: &[Measured], plan: &BottleneckPlan) -> Option<Bottleneck> {
     let (base, after) = measured.split_first()?;
-    let smooth = |index| smoothed(after, index, plan.smoothing);
+    let smooth = |index: usize| smoothed(measured, index + 1, plan.smoothing);
     let means: Vec<f64> = (0..after.len()).map(|index| mean(&smooth(index))).collect();
     let lower = |a: &usize, b: &usize| {
         let ties = match plan.tie {
@@ -63,7 +63,8 @@ pub fn valley(measured: &[Measured], plan: &BottleneckPlan) -> Option<Bottleneck
     })
 }
 
-/// The mean of the measurement `index` with `on_either_side` of it, as far as there are any.
+/// The mean of the measurement `index` with `on_either_side` of it, as far as there are any: one
+/// measurement right after the base is no valley when the base beside it is high.
 fn smoothed(measured: &[Measured], index: usize, on_either_side: u64) -> Vec<f64> {
     let reach = usize::try_from(on_either_side).unwrap_or(usize::MAX);
     let last = index.saturating_add(reach).min(measured.len() - 1);

@@ -56,8 +56,8 @@ fn components_are_made_and_their_problems_have_lines() {
     assert_eq!(
         selection("strategy = \"t3s\"\nsignal = \"logp@reference\""),
         [
-            "plan.toml:9: selection.signal: the signal \"logp@reference\" reads logp@reference; a \
-          plan cannot name a reference model yet; use base, bottleneck, final or step:N"
+            "plan.toml:9: selection.signal: the signal \"logp@reference\" reads logp@reference; name \
+          a model of the same tokenizer in reference.path, or its token store in reference.store"
         ]
     );
     assert_eq!(
