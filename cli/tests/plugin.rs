@@ -289,6 +289,32 @@ fn what_is_begun_in_c_builds_and_keeps_the_laws() {
     assert!(all.contains("from libsoft_edge.so"), "{all}");
     assert!(all.contains("from t3s-strategies "), "{all}");
     combinators_know_it(&here.join("libsoft_edge.so"));
+    for kind in ["signal", "adapter"] {
+        let name = format!("my-{kind}");
+        let begun = t3s(
+            folder.path(),
+            &["plugin", "new", &name, "--kind", kind, "--lang", "c"],
+        );
+        assert!(begun.status.success(), "{}", text(&begun));
+        let here = folder.path().join(&name);
+        // Its own test, which runs the program under test.
+        let program = Path::new(env!("CARGO_BIN_EXE_t3s"));
+        let path = [program.parent().expect("a folder").display().to_string()];
+        let path = path.into_iter().chain(env::var("PATH").ok());
+        let made = Command::new("make")
+            .args(["CFLAGS=-O1 -Wall -Wextra -Werror", "test"])
+            .env("PATH", path.collect::<Vec<_>>().join(":"))
+            .current_dir(&here)
+            .output()
+            .expect("make");
+        let said = text(&made);
+        assert!(made.status.success(), "{said}");
+        assert!(
+            said.contains(&format!("{kind} {name}: keeps the laws")),
+            "{said}"
+        );
+        assert!(here.join("plan.toml").is_file());
+    }
     let again = t3s(folder.path(), &["plugin", "new", "soft-edge"]);
     assert_eq!(again.status.code(), Some(2), "{}", text(&again));
     let bad = t3s(folder.path(), &["plugin", "new", "../x"]);

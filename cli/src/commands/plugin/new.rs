@@ -13,6 +13,8 @@ const ADAPTER: &str = include_str!("templates/adapter.rs.txt");
 const MANIFEST: &str = include_str!("templates/Cargo.toml.txt");
 const PLAN: &str = include_str!("templates/plan.toml.txt");
 const C_STRATEGY: &str = include_str!("../../../../plugins/examples/edge-weights/edge_weights.c");
+const C_SIGNAL: &str = include_str!("templates/signal.c.txt");
+const C_ADAPTER: &str = include_str!("templates/adapter.c.txt");
 const HEADER: &str = include_str!("../../../../plugins/include/t3s_plugin.h");
 const MAKEFILE: &str = include_str!("../../../../plugins/examples/edge-weights/Makefile");
 /// Where the SDK was when this program was built.
@@ -44,7 +46,7 @@ pub fn run(
     }
     let files = match lang {
         PluginLanguage::Rust => rust(name, kind, sdk)?,
-        PluginLanguage::C => c(name, kind)?,
+        PluginLanguage::C => c(name, kind),
     };
     for (path, text) in &files {
         let path = folder.join(path);
@@ -60,7 +62,7 @@ pub fn run(
             "cargo test && cargo build --release",
             format!("target/release/lib{stem}.so"),
         ),
-        PluginLanguage::C => ("make", format!("lib{stem}.so")),
+        PluginLanguage::C => ("make && make test", format!("lib{stem}.so")),
     };
     println!("  cd {name} && {build}");
     println!("  t3s plugin test {library}");
@@ -107,25 +109,25 @@ fn rust(
     Ok(files)
 }
 
-fn c(name: &str, kind: PluginKind) -> Result<Vec<(&'static str, String)>, Failure> {
-    if kind != PluginKind::Strategy {
-        return Err(Failure::usage(
-            "in C there is a template for strategies only; t3s_plugin.h says what the others need",
-        ));
-    }
+fn c(name: &str, kind: PluginKind) -> Vec<(&'static str, String)> {
     let stem = name.replace('-', "_");
     let renamed = |text: &str| {
         text.replace("edge-weights", name)
             .replace("edge_weights", &stem)
     };
     let makefile = renamed(MAKEFILE).replace(&format!("{stem}.c"), "plugin.c");
+    let source = match kind {
+        PluginKind::Strategy => renamed(C_STRATEGY),
+        PluginKind::Signal => filled(C_SIGNAL, name),
+        PluginKind::Adapter => filled(C_ADAPTER, name),
+    };
     let mut files = vec![
-        ("plugin.c", renamed(C_STRATEGY)),
+        ("plugin.c", source),
         ("Makefile", makefile),
         ("t3s_plugin.h", HEADER.to_owned()),
     ];
     files.extend(plan(name, kind, "").map(|plan| ("plan.toml", plan)));
-    Ok(files)
+    files
 }
 
 /// A plan that uses it. Adapters are found by a student's config.json.
