@@ -37,4 +37,11 @@ for setting in $settings; do
     t3s ablate $setting.toml --cells cells.toml --seeds "$seeds" --reseed-probe --baseline sft --out "$runs" "${more[@]}" "$@"
     mkdir -p "$results/$setting"
     cp "$runs"/{table.md,table.csv,table.json,overlap.csv} "$results/$setting/"
+    # How anchors and other tokens pull at the weights, along each seed's probe.
+    for seed in $(seq "$seeds"); do
+        t3s analyse "$runs/runs/t3s-s$seed"
+        for table in gradients intervention transfer suppressed; do
+            cp "$runs/runs/t3s-s$seed/analysis/$table.json" "$results/$setting/$table-s$seed.json"
+        done
+    done
 done
