@@ -300,8 +300,10 @@ impl Sketcher {
     fn add(&mut self, errors: &[f32], vocab: usize, h: &[f32], width: usize, n: usize) {
         let k = self.sketch.width;
         let scale = 1.0 / (k as f32).sqrt();
-        let errors = project(errors, n, vocab, k, &self.of_errors);
-        let hidden = project(h, n, width, k, &self.of_hidden);
+        let (errors, hidden) = rayon::join(
+            || project(errors, n, vocab, k, &self.of_errors),
+            || project(h, n, width, k, &self.of_hidden),
+        );
         let products = errors.iter().zip(&hidden).map(|(e, h)| e * h * scale);
         self.sketch.values.extend(products);
     }
