@@ -1,4 +1,5 @@
-//! Nanoseconds per token of every signal and selection strategy, one JSON line each.
+//! Nanoseconds per token of every signal and selection strategy, one JSON line each; of a strategy
+//! also with the signals that it reads. Strategies run on one thread, signals over sketches on all.
 //!
 //!     cargo bench -p t3s-benches --bench select -- [--tokens N] [--examples N] [--rounds N]
 //!         [--sketch-width N]
@@ -48,17 +49,28 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let mut out = vec![0.0; tokens];
         let view = recorded.view();
         let seconds = timed(rounds, || signal.compute(&view, &mut out))?;
-        report("signal", entry.name, "", &seconds, tokens, None, &machine);
+        report(
+            "signal",
+            (entry.name, ""),
+            (&seconds, tokens),
+            json!({}),
+            &machine,
+        );
     }
     let current = random(tokens, "current", |u| u.ln());
     for (name, options) in named {
         let selection = SelectionPlan::new(name, options.parse()?);
         let components = selection_components(&selection, &Default::default(), &registry)?;
         let mut input = bare(tokens, examples)?;
+        let mut scores = vec![0.0; tokens];
+        let view = recorded.view();
+        let signals = timed(rounds, || {
+            let mut all = components.signals.iter();
+            all.try_for_each(|(_, signal)| signal.compute(&view, &mut scores))
+        })?;
         for (id, signal) in &components.signals {
-            let mut scores = vec![0.0; tokens];
-            signal.compute(&recorded.view(), &mut scores)?;
-            input.insert(id.as_str(), scores)?;
+            signal.compute(&view, &mut scores)?;
+            input.insert(id.as_str(), scores.clone())?;
         }
         let view = input.view();
         let cx = match components.strategy.when() {
@@ -68,13 +80,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let mut out = vec![0.0; tokens];
         let seconds = timed(rounds, || components.strategy.select(&view, &cx, &mut out))?;
         let kept = out.iter().filter(|w| **w > 0.0).count();
+        let more = json!({
+            "kept": kept,
+            "its_signals_ns_per_token_median": nanoseconds(signals[signals.len() / 2], tokens),
+        });
         report(
             "strategy",
-            name,
-            options,
-            &seconds,
-            tokens,
-            Some(kept),
+            (name, options),
+            (&seconds, tokens),
+            more,
             &machine,
         );
     }
@@ -94,17 +108,21 @@ fn timed<E>(rounds: usize, mut run: impl FnMut() -> Result<(), E>) -> Result<Vec
     Ok(seconds)
 }
 
+/// Per token.
+fn nanoseconds(seconds: f64, tokens: usize) -> f64 {
+    seconds * 1e9 / tokens as f64
+}
+
+/// Prints a line, with `more` beside what every line has.
 fn report(
     kind: &str,
-    name: &str,
-    options: &str,
-    seconds: &[f64],
-    tokens: usize,
-    kept: Option<usize>,
+    (name, options): (&str, &str),
+    (seconds, tokens): (&[f64], usize),
+    more: serde_json::Value,
     machine: &Machine,
 ) {
-    let ns = |seconds: f64| seconds * 1e9 / tokens as f64;
-    let line = json!({
+    let ns = |seconds: f64| nanoseconds(seconds, tokens);
+    let mut line = json!({
         "what": "select",
         "kind": kind,
         "name": name,
@@ -114,9 +132,11 @@ fn report(
         "ns_per_token_median": ns(seconds[seconds.len() / 2]),
         "ns_per_token_min": ns(seconds[0]),
         "ns_per_token_max": ns(seconds[seconds.len() - 1]),
-        "kept": kept,
         "machine": machine,
     });
+    for (key, value) in more.as_object().into_iter().flatten() {
+        line[key] = value.clone();
+    }
     println!("{line}");
 }
 

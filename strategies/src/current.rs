@@ -1,7 +1,9 @@
 //! The log-probabilities that a rule reads: the current step's, or a recorded signal.
 
 use serde::{Deserialize, Serialize};
-use t3s_core::{ComponentError, SelectContext, SignalRef, TokenView, When};
+use t3s_core::{
+    ComponentError, Declaration, SelectContext, SignalRef, TokenView, When, strategy::Scope,
+};
 
 /// What says "the step under way" in place of a signal.
 const CURRENT: &str = "current";
@@ -21,6 +23,22 @@ impl Confidence {
     /// The signal, where it is a recorded one.
     pub fn needs(&self) -> impl Iterator<Item = SignalRef> {
         self.0.iter().cloned()
+    }
+
+    /// What a rule promises that looks at each token alone and weighs it no less where this rises.
+    pub fn rising(&self) -> Declaration {
+        self.needs()
+            .fold(Declaration::new(Scope::PerExample), |d, signal| {
+                d.rising(signal.as_str())
+            })
+    }
+
+    /// The same of a rule that weighs a token no more where this rises.
+    pub fn falling(&self) -> Declaration {
+        self.needs()
+            .fold(Declaration::new(Scope::PerExample), |d, signal| {
+                d.falling(signal.as_str())
+            })
     }
 
     /// When a rule that reads this is asked.

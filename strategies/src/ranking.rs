@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 use t3s_core::{
-    TokenView,
+    Declaration, TokenView,
     strategy::{Scope, budget},
 };
 
@@ -51,6 +51,14 @@ impl End {
         match self {
             Self::High => !ascending(score),
             Self::Low => ascending(score),
+        }
+    }
+
+    /// `declaration` of a rule that takes this end of `signal` out of the loss.
+    pub fn promise(self, declaration: Declaration, signal: &str) -> Declaration {
+        match self {
+            Self::High => declaration.falling(signal),
+            Self::Low => declaration.rising(signal),
         }
     }
 }

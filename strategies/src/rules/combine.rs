@@ -4,6 +4,37 @@ use t3s_core::{ComponentError, Declaration, SelectContext, TokenView};
 
 use crate::inner::{Inner, needs, scope};
 
+/// Makes `$type`, which has strategies in `of`, a strategy: their weights folded with `$fold`,
+/// which never falls when one of them rises, starting from `$start`.
+macro_rules! combinator {
+    ($type:ty, $start:expr, $fold:expr) => {
+        impl t3s_core::SelectionStrategy for $type {
+            fn needs(&self) -> Vec<t3s_core::SignalRef> {
+                crate::inner::needs(&self.of)
+            }
+
+            fn when(&self) -> t3s_core::When {
+                crate::inner::when(&self.of)
+            }
+
+            fn declare(&self) -> t3s_core::Declaration {
+                super::combine::declare(&self.of)
+            }
+
+            fn select(
+                &self,
+                tokens: &t3s_core::TokenView<'_>,
+                cx: &t3s_core::SelectContext<'_>,
+                out: &mut [f32],
+            ) -> Result<(), t3s_core::ComponentError> {
+                super::combine::fold(&self.of, tokens, cx, $start, $fold, out)
+            }
+        }
+    };
+}
+
+pub(super) use combinator;
+
 /// What a rule promises whose weight never falls when one of the weights of `of` rises.
 pub(super) fn declare(of: &[Inner]) -> Declaration {
     let mut declaration = Declaration::new(scope(of));

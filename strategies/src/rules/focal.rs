@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use t3s_core::{
     ComponentError, Declaration, SelectContext, SelectionStrategy, SignalRef, TokenView, When,
-    register_strategy, strategy::Scope,
+    register_strategy,
 };
 
 use super::weigh;
@@ -77,10 +77,7 @@ impl SelectionStrategy for Focal {
     }
 
     fn declare(&self) -> Declaration {
-        let declaration = Declaration::new(Scope::PerExample);
-        self.confidence
-            .needs()
-            .fold(declaration, |d, signal| d.falling(signal.as_str()))
+        self.confidence.falling()
     }
 
     fn select(

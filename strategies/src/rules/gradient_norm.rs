@@ -6,9 +6,10 @@ use t3s_core::{
     register_strategy,
 };
 
+use super::ends::Ends;
 use crate::{
     Share,
-    ranking::{Competition, End, Weights, split},
+    ranking::{Competition, End},
 };
 
 /// `[grad-norm]` in docs/equations.md orders the tokens; one end of the order leaves the loss.
@@ -42,6 +43,17 @@ impl Default for GradientNorm {
     }
 }
 
+impl GradientNorm {
+    fn ends(&self) -> Ends<'_> {
+        Ends {
+            signal: &self.signal,
+            mask: self.mask,
+            share: self.share,
+            scope: self.scope,
+        }
+    }
+}
+
 impl SelectionStrategy for GradientNorm {
     fn needs(&self) -> Vec<SignalRef> {
         vec![SignalRef::new(&self.signal)]
@@ -52,11 +64,7 @@ impl SelectionStrategy for GradientNorm {
     }
 
     fn declare(&self) -> Declaration {
-        let declaration = Declaration::new(self.scope.into()).removes(self.share.get());
-        match self.mask {
-            End::High => declaration.falling(&self.signal),
-            End::Low => declaration.rising(&self.signal),
-        }
+        self.ends().declare()
     }
 
     fn select(
@@ -65,9 +73,6 @@ impl SelectionStrategy for GradientNorm {
         _cx: &SelectContext<'_>,
         out: &mut [f32],
     ) -> Result<(), ComponentError> {
-        let scores = tokens.numbers(&self.signal)?;
-        let key = |_, row: usize| self.mask.key(scores[row]);
-        split(tokens, self.scope, self.share, key, Weights::DROP, out);
-        Ok(())
+        self.ends().remove(tokens, out)
     }
 }

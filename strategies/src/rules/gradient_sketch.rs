@@ -6,15 +6,16 @@ use t3s_core::{
     register_strategy,
 };
 
+use super::ends::Ends;
 use crate::{
     Share,
-    ranking::{Competition, End, Weights, split},
+    ranking::{Competition, End},
 };
 
 /// `[sketch-alignment]` in docs/equations.md orders the tokens; one end of the order leaves the loss.
 ///
 /// The signal is `mean-alignment`, `anchor-alignment` or `sketch-norm`, or one of `[signals]`. How wide
-/// sketches are and of which seed is a matter of the store: `score.sketch_width`, and the run's seed.
+/// sketches are and of which seed is a matter of the store: `score.sketch_width`, `score.sketch_seed`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct GradientSketch {
@@ -45,6 +46,17 @@ impl Default for GradientSketch {
     }
 }
 
+impl GradientSketch {
+    fn ends(&self) -> Ends<'_> {
+        Ends {
+            signal: &self.signal,
+            mask: self.mask,
+            share: self.share,
+            scope: self.scope,
+        }
+    }
+}
+
 impl SelectionStrategy for GradientSketch {
     fn needs(&self) -> Vec<SignalRef> {
         vec![SignalRef::new(&self.signal)]
@@ -55,11 +67,7 @@ impl SelectionStrategy for GradientSketch {
     }
 
     fn declare(&self) -> Declaration {
-        let declaration = Declaration::new(self.scope.into()).removes(self.share.get());
-        match self.mask {
-            End::High => declaration.falling(&self.signal),
-            End::Low => declaration.rising(&self.signal),
-        }
+        self.ends().declare()
     }
 
     fn select(
@@ -68,9 +76,6 @@ impl SelectionStrategy for GradientSketch {
         _cx: &SelectContext<'_>,
         out: &mut [f32],
     ) -> Result<(), ComponentError> {
-        let scores = tokens.numbers(&self.signal)?;
-        let key = |_, row: usize| self.mask.key(scores[row]);
-        split(tokens, self.scope, self.share, key, Weights::DROP, out);
-        Ok(())
+        self.ends().remove(tokens, out)
     }
 }

@@ -1,13 +1,10 @@
 //! What all of several strategies keep.
 
 use serde::{Deserialize, Serialize};
-use t3s_core::{
-    ComponentError, Declaration, SelectContext, SelectionStrategy, SignalRef, TokenView, When,
-    register_strategy,
-};
+use t3s_core::register_strategy;
 
-use super::combine;
-use crate::inner::{Inner, needs, when};
+use super::combine::combinator;
+use crate::inner::Inner;
 
 /// `[combinators]` in docs/equations.md: the smallest of the weights.
 #[derive(Debug, Serialize, Deserialize, schemars::JsonSchema)]
@@ -31,25 +28,4 @@ impl Default for Intersect {
     }
 }
 
-impl SelectionStrategy for Intersect {
-    fn needs(&self) -> Vec<SignalRef> {
-        needs(&self.of)
-    }
-
-    fn when(&self) -> When {
-        when(&self.of)
-    }
-
-    fn declare(&self) -> Declaration {
-        combine::declare(&self.of)
-    }
-
-    fn select(
-        &self,
-        tokens: &TokenView<'_>,
-        cx: &SelectContext<'_>,
-        out: &mut [f32],
-    ) -> Result<(), ComponentError> {
-        combine::fold(&self.of, tokens, cx, 1.0, f32::min, out)
-    }
-}
+combinator!(Intersect, 1.0, f32::min);

@@ -4,6 +4,7 @@ pub mod all;
 pub mod anchors;
 mod combine;
 pub mod dft;
+mod ends;
 mod excess;
 pub mod focal;
 pub mod forking;

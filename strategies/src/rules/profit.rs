@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use t3s_core::{
     ComponentError, Declaration, SelectContext, SelectionStrategy, SignalRef, TokenView, When,
-    register_strategy, strategy::Scope,
+    register_strategy,
 };
 
 use super::{keep, weigh};
@@ -44,10 +44,7 @@ impl SelectionStrategy for ProFit {
     }
 
     fn declare(&self) -> Declaration {
-        let declaration = Declaration::new(Scope::PerExample);
-        self.confidence
-            .needs()
-            .fold(declaration, |d, signal| d.rising(signal.as_str()))
+        self.confidence.rising()
     }
 
     fn select(

@@ -6,10 +6,10 @@ use t3s_core::{
     register_strategy, strategy::Scope,
 };
 
-use super::{keep, weigh};
+use super::{ends::Ends, keep, weigh};
 use crate::{
     Share,
-    ranking::{Competition, End, Weights, split},
+    ranking::{Competition, End},
 };
 
 /// `[static-mask]` in docs/equations.md.
@@ -46,6 +46,17 @@ impl Default for StaticConfidence {
     }
 }
 
+impl StaticConfidence {
+    fn ends(&self) -> Ends<'_> {
+        Ends {
+            signal: &self.signal,
+            mask: self.mask,
+            share: self.share,
+            scope: self.scope,
+        }
+    }
+}
+
 impl SelectionStrategy for StaticConfidence {
     fn needs(&self) -> Vec<SignalRef> {
         vec![SignalRef::new(&self.signal)]
@@ -56,13 +67,11 @@ impl SelectionStrategy for StaticConfidence {
     }
 
     fn declare(&self) -> Declaration {
-        let declaration = match self.threshold {
-            Some(_) => Declaration::new(Scope::PerExample),
-            None => Declaration::new(self.scope.into()).removes(self.share.get()),
-        };
-        match self.mask {
-            End::High => declaration.falling(&self.signal),
-            End::Low => declaration.rising(&self.signal),
+        match self.threshold {
+            Some(_) => self
+                .mask
+                .promise(Declaration::new(Scope::PerExample), &self.signal),
+            None => self.ends().declare(),
         }
     }
 
@@ -72,16 +81,13 @@ impl SelectionStrategy for StaticConfidence {
         _cx: &SelectContext<'_>,
         out: &mut [f32],
     ) -> Result<(), ComponentError> {
+        let Some(threshold) = self.threshold else {
+            return self.ends().remove(tokens, out);
+        };
         let scores = tokens.numbers(&self.signal)?;
-        match (self.threshold, self.mask) {
-            (Some(threshold), End::High) => {
-                weigh(tokens, out, |row| keep(scores[row] <= threshold))
-            }
-            (Some(threshold), End::Low) => weigh(tokens, out, |row| keep(scores[row] >= threshold)),
-            (None, mask) => {
-                let key = |_, row: usize| mask.key(scores[row]);
-                split(tokens, self.scope, self.share, key, Weights::DROP, out);
-            }
+        match self.mask {
+            End::High => weigh(tokens, out, |row| keep(scores[row] <= threshold)),
+            End::Low => weigh(tokens, out, |row| keep(scores[row] >= threshold)),
         }
         Ok(())
     }

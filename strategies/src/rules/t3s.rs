@@ -6,28 +6,13 @@ use t3s_core::{
     register_strategy,
 };
 
-use super::anchors::{Anchors, Sides};
-use crate::{
-    Share,
-    ranking::{Competition, Weights},
-};
+use super::anchors::Anchors;
+use crate::ranking::Weights;
 
 /// `[anchors]` in docs/equations.md: a token is in the loss unless it is an anchor.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct T3s {
-    /// What is compared with the threshold.
-    pub signal: String,
-    /// `tau`; a token at the threshold is no anchor and stays.
-    pub threshold: f32,
-    /// In place of the threshold: the share of the response tokens that are anchors, those with
-    /// the largest signal; exact to the token, rounded up.
-    pub share: Option<Share>,
-    /// Who competes with whom for the share.
-    pub scope: Competition,
-    /// Whether a fall makes an anchor too; then the signal's absolute value counts.
-    pub sides: Sides,
-}
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(transparent)]
+pub struct T3s(pub Anchors);
 
 register_strategy!(
     "t3s",
@@ -36,33 +21,9 @@ register_strategy!(
      share, scope, sides)"
 );
 
-impl Default for T3s {
-    fn default() -> Self {
-        Self {
-            signal: super::delta_logp(),
-            threshold: 0.0,
-            share: None,
-            scope: Competition::Global,
-            sides: Sides::Above,
-        }
-    }
-}
-
-impl T3s {
-    fn anchors(&self) -> Anchors<'_> {
-        Anchors {
-            signal: &self.signal,
-            threshold: self.threshold,
-            share: self.share,
-            scope: self.scope,
-            sides: self.sides,
-        }
-    }
-}
-
 impl SelectionStrategy for T3s {
     fn needs(&self) -> Vec<SignalRef> {
-        vec![SignalRef::new(&self.signal)]
+        self.0.needs()
     }
 
     fn when(&self) -> When {
@@ -70,7 +31,7 @@ impl SelectionStrategy for T3s {
     }
 
     fn declare(&self) -> Declaration {
-        self.anchors().declare()
+        self.0.declare()
     }
 
     fn select(
@@ -79,6 +40,6 @@ impl SelectionStrategy for T3s {
         _cx: &SelectContext<'_>,
         out: &mut [f32],
     ) -> Result<(), ComponentError> {
-        self.anchors().weigh(tokens, Weights::DROP, out)
+        self.0.weigh(tokens, Weights::DROP, out)
     }
 }

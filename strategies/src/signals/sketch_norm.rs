@@ -32,9 +32,7 @@ impl ConfidenceSignal for SketchNorm {
 
     fn compute(&self, tokens: &TokenView<'_>, out: &mut [f32]) -> Result<(), ComponentError> {
         let sketch = sketches::read(tokens, &self.at)?;
-        for (row, out) in out.iter_mut().enumerate() {
-            *out = sketches::norm(sketches::row(&sketch, row)) as f32;
-        }
+        sketches::norms(&sketch, out);
         Ok(())
     }
 }
