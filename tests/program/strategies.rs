@@ -72,6 +72,30 @@ fn every_strategy_runs_by_its_name_alone() {
 }
 
 #[test]
+fn sketches_have_a_width_and_a_seed_of_their_own() {
+    let world = World::new();
+    let kept = |more: &str| {
+        let said = world
+            .run(&[NAMED, "selection.strategy=gradient-sketch", more])
+            .good();
+        let summary = world.json("runs/a/summary.json");
+        (
+            stages_done(&said.json()),
+            summary["selection"]["kept"].clone(),
+        )
+    };
+    let (_, first) = kept("score.sketch_width=8");
+    // Only what reads them is done again, and the share is the same share.
+    for more in ["score.sketch_seed=9", "score.sketch_width=16"] {
+        let (stages, again) = kept(more);
+        assert!(stages.contains(&"sketch-base".to_owned()), "{stages:?}");
+        assert!(!stages.contains(&"probe".to_owned()), "{stages:?}");
+        assert!(!stages.contains(&"score-base".to_owned()), "{stages:?}");
+        assert_eq!(first, again);
+    }
+}
+
+#[test]
 fn a_reference_is_a_folder_or_a_store_and_fits_the_data() {
     let world = World::new();
     let rho = "selection.strategy=rho-1";

@@ -460,6 +460,9 @@ impl Default for GeneratePlan {
 pub struct ScorePlan {
     /// Width of the gradient sketches; 0: none unless a signal asks, then 64.
     pub sketch_width: usize,
+    /// Seed of the sketches' signs; `probe.seed` without one. Only sketches of one seed and width are
+    /// comparable.
+    pub sketch_seed: Option<u64>,
     /// Tokens per forward pass.
     pub batch_tokens: usize,
     /// How tokens are scored by a student that masks its input. One that reads everything before a
@@ -476,6 +479,7 @@ impl Default for ScorePlan {
     fn default() -> Self {
         Self {
             sketch_width: 0,
+            sketch_seed: None,
             batch_tokens: 8192,
             estimator: Estimator::default(),
             // What LLaDA (arXiv 2502.09992) draws for an estimate of a likelihood.

@@ -179,7 +179,7 @@ impl Run<'_> {
         };
         Some(SketchSpec {
             width,
-            seed: self.plan.probe.seed,
+            seed: self.plan.score.sketch_seed.unwrap_or(self.plan.probe.seed),
         })
     }
 
