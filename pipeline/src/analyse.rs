@@ -243,7 +243,7 @@ impl<'a> Work<'a> {
         session: Session<'a>,
     ) -> Result<Self, PipelineError> {
         let missing = |key: &str, message: String| Err(PipelineError::plan(key, message));
-        let Some(probe) = run.output::<TrainLog>("probe")? else {
+        let Some(probe) = run.probe()?.map(|probe| probe.log) else {
             let message = "this run has no finished probe to be analysed; finish it with t3s run";
             return missing("probe", message.to_owned());
         };

@@ -6,10 +6,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use crate::{bottleneck::Bottleneck, error::PipelineError, events::StepEvent, run_folder};
+use crate::{
+    bottleneck::Bottleneck, error::PipelineError, events::StepEvent, run::Watched, run_folder,
+    summary::StepAccuracy, training::TrainLog,
+};
 
 /// A stage of the last run.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,6 +36,15 @@ pub enum Ending {
     Stopped(String),
     /// It is still going on, or was killed.
     Open,
+}
+
+/// What a probe came to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RecordedProbe {
+    /// Its training.
+    pub log: TrainLog,
+    /// Accuracy of its checkpoints on the training prompts.
+    pub accuracy: Option<Vec<StepAccuracy>>,
 }
 
 /// What a run folder says about its last run.
@@ -169,6 +181,31 @@ impl RecordedRun {
         serde_json::from_slice(&bytes)
             .map(Some)
             .map_err(|e| broken(format!("output.json is not what this version wrote: {e}")))
+    }
+
+    /// What the probe came to, and its accuracy on the training prompts where that was measured,
+    /// after it or while it was watched; `None` where it is not done.
+    ///
+    /// # Errors
+    /// As [`RecordedRun::output`].
+    pub fn probe(&self) -> Result<Option<RecordedProbe>, PipelineError> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Output {
+            Watched(Watched),
+            Alone(TrainLog),
+        }
+        Ok(match self.output("probe")? {
+            None => None,
+            Some(Output::Watched(probe)) => Some(RecordedProbe {
+                log: probe.log,
+                accuracy: Some(probe.curve),
+            }),
+            Some(Output::Alone(log)) => Some(RecordedProbe {
+                log,
+                accuracy: self.output("accuracy")?,
+            }),
+        })
     }
 
     /// The optimiser steps that the stage `name` wrote down, done or not.

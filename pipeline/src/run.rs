@@ -10,6 +10,7 @@ mod trajectory;
 mod watched;
 
 pub use trajectory::{Trajectory, evenly};
+pub(crate) use watched::Watched;
 
 use std::{
     cell::{OnceCell, RefCell},

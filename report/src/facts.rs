@@ -12,7 +12,6 @@ use t3s_pipeline::{
     run::Trajectory,
     select::Selection,
     summary::{CorpusSummary, StepAccuracy},
-    training::TrainLog,
 };
 
 use crate::{error::ReportError, tokens::Tokens};
@@ -80,7 +79,7 @@ impl Facts {
             curve: Vec<Point>,
         }
         let plain = run.get("sft").is_some();
-        let probe: Option<TrainLog> = run.output("probe")?;
+        let probe = run.probe()?;
         let tokens = Tokens::of_run(&run)?;
         let trajectories = match &tokens {
             Some(tokens) => trajectories(&run, tokens)?,
@@ -91,11 +90,11 @@ impl Facts {
             plan: run.plan()?,
             corpus: run.output("corpus")?,
             probe_steps: run.steps("probe"),
-            accuracy: run.output("accuracy")?,
+            evaluations: evaluations(&run, probe.as_ref().map(|probe| probe.log.steps))?,
+            accuracy: probe.and_then(|probe| probe.accuracy),
             answer_logp: answer_logp.map(|found| found.curve),
             selection: run.output("select")?,
             train_steps: run.steps(if plain { "sft" } else { "train" }),
-            evaluations: evaluations(&run, probe.as_ref())?,
             trajectories,
             tokens,
             plain,
@@ -118,7 +117,7 @@ impl Facts {
     }
 }
 
-fn evaluations(run: &RecordedRun, probe: Option<&TrainLog>) -> Result<Vec<Examined>, ReportError> {
+fn evaluations(run: &RecordedRun, last: Option<u64>) -> Result<Vec<Examined>, ReportError> {
     let mut found = Vec::new();
     let bottleneck = run.bottleneck.as_ref().map(|b| b.step);
     for stage in &run.stages {
@@ -131,7 +130,6 @@ fn evaluations(run: &RecordedRun, probe: Option<&TrainLog>) -> Result<Vec<Examin
         let step: Option<u64> = model
             .strip_prefix("step-")
             .and_then(|step| step.parse().ok());
-        let last = probe.map(|probe| probe.steps);
         let model = match (model, step) {
             ("base", _) => "base".to_owned(),
             ("student", _) => "student, trained with the selection".to_owned(),

@@ -14,11 +14,11 @@ const PLAN: &str = concat!(
 );
 
 /// The quickstart, small enough for a test and with a probe that falls and would go on for long.
-const SMALL: [&str; 12] = [
+const SMALL: [&str; 13] = [
     "bottleneck.watch=true",
     "bottleneck.prompts=16",
-    "bottleneck.generate.max_new_tokens=80",
-    "bottleneck.patience=2",
+    "bottleneck.generate.max_new_tokens=40",
+    "bottleneck.patience=1",
     "bottleneck.minimum_drop=0.1",
     "probe.steps=60",
     "train.batch_examples=8",
@@ -26,7 +26,8 @@ const SMALL: [&str; 12] = [
     "train.steps=2",
     "eval.limit=4",
     "eval.generate.max_new_tokens=8",
-    "data.limit=32",
+    "data.limit=16",
+    "score.trajectory_examples=0",
 ];
 
 fn args<'a>(more: &[&'a str]) -> Vec<&'a str> {
@@ -57,11 +58,17 @@ fn the_probe_stops_when_its_valley_is_behind_it_however_often_it_is_interrupted(
     assert!(bottleneck["drop_interval"]["low"].as_f64() > Some(0.0));
     let valley = bottleneck["step"].as_u64().unwrap();
     let stopped = found["probe"]["steps"].as_u64().unwrap();
-    assert_eq!(stopped, valley + 8, "two measurements of four steps each");
+    assert_eq!(stopped, valley + 4, "one measurement after it");
     assert!(stopped < 60);
     let curve = found["train_accuracy"].as_array().unwrap();
     assert_eq!(curve.len() as u64, 1 + stopped / 4);
     assert!(!stages_done(&events).contains(&"accuracy".to_owned()));
+    // The page and the analysis read what was measured on the way.
+    let page = world.read("runs/a/report.html");
+    assert!(
+        page.contains("Of 16 answers to training prompts"),
+        "no curve"
+    );
     assert_eq!(stages_done(&world.t3s(&args(&[])).good().json()), [""; 0]);
 
     let whole = World::new();
@@ -105,6 +112,16 @@ fn a_probe_without_a_valley_goes_to_its_end_and_says_so() {
     };
     assert!(events.iter().any(warned));
     assert_eq!(summary(&world)["probe"]["steps"], 4);
+    let analysis = [
+        "analyse",
+        "runs/a",
+        "--examples",
+        "4",
+        "--transfer-steps",
+        "1",
+    ];
+    let said = world.t3s(&analysis).good();
+    assert!(said.out.contains("report.html"), "{}", said.out);
     let refused = ["bottleneck.watch=true", "bottleneck.step=2"];
     let message = world.run(&refused).failed(2);
     assert!(message.contains("bottleneck.watch"), "{message}");

@@ -39,7 +39,7 @@ fn report<T>(plan: &RunPlan, result: &Result<T, PipelineError>) -> Option<PathBu
     match t3s_report::write(&plan.out, None, Budget::default()) {
         Ok(path) => Some(path),
         // A run that did not begin has nothing to report, and says itself why.
-        Err(ReportError::Run(_)) => None,
+        Err(ReportError::Run(_)) if result.is_err() => None,
         Err(error) => {
             eprintln!(
                 "warning: report.html was not written: {error}; t3s report {} tries again",

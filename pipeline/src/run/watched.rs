@@ -23,9 +23,9 @@ use crate::{
 
 /// What the stage comes to.
 #[derive(Debug, Serialize, Deserialize)]
-struct Watched {
-    log: TrainLog,
-    curve: Vec<StepAccuracy>,
+pub(crate) struct Watched {
+    pub(crate) log: TrainLog,
+    pub(crate) curve: Vec<StepAccuracy>,
     /// What the rule found; absent where the probe came to its end before.
     valley: Option<Bottleneck>,
 }
