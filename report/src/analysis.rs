@@ -42,6 +42,8 @@ struct Row {
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 struct Cell {
+    #[serde(skip)]
+    change: f64,
     value: String,
     /// How dark, per cent; its sign is in `rises`.
     strength: i64,
@@ -169,31 +171,53 @@ pub(crate) fn diagnosis(
         gradients.numbers(&["step", "cosine", "anchor_loss", "other_loss"]),
         "There is no checkpoint.",
     )?;
-    let on_anchors = |row: &Value| row["on"] == "anchors";
+    let on = |group: &'static str| move |row: &Value| row["on"] == group;
+    let at_bottleneck = |column: &str, group: &'static str| {
+        let points = steps.points("step", column, on(group));
+        let found = points
+            .iter()
+            .find(|point| Some(point.0) == bottleneck.map(|b| b as f64));
+        found.map(|point| point.1)
+    };
+    let says = match (
+        at_bottleneck("anchors", "anchors"),
+        at_bottleneck("others", "anchors"),
+    ) {
+        (Some(own), Some(others)) => format!(
+            "What one step on the loss of one group alone does to the other. At the bottleneck a step \
+             on the anchors changes their own loss by {own:+.4} nats and that of the others by \
+             {others:+.4}."
+        ),
+        _ => "What one step on the loss of one group alone does to the other.".to_owned(),
+    };
     let intervention = Figure::draw(
         &Chart {
             y_label: "change of the mean loss, nats".into(),
             y_include: vec![0.0],
             series: vec![
                 line(
-                    "others",
+                    "others, after a step on the anchors",
                     palette::KEPT,
-                    steps.points("step", "others", on_anchors),
+                    steps.points("step", "others", on("anchors")),
                 ),
                 line(
-                    "anchors",
+                    "anchors, after a step on the others",
                     palette::DROPPED,
-                    steps.points("step", "anchors", on_anchors),
+                    steps.points("step", "anchors", on("others")),
                 ),
                 Series::new(
                     "others, foretold by the gradient",
                     palette::ALL,
-                    vec![Mark::Dashed(steps.points("step", "foretold", on_anchors))],
+                    vec![Mark::Dashed(steps.points(
+                        "step",
+                        "foretold",
+                        on("anchors"),
+                    ))],
                 ),
             ],
             ..along_probe()
         },
-        "What one step on the anchors' loss alone does to both groups.".into(),
+        says,
         steps.numbers(&["step", "on", "anchors", "others", "foretold"]),
         "There is no checkpoint.",
     )?;
@@ -269,7 +293,11 @@ fn matrix(table: &Table) -> Transfer {
         .map(|row| change(row).abs())
         .fold(0.0, f64::max);
     let cell = |value: f64| Cell {
-        value: format!("{value:+.3}"),
+        change: value,
+        value: match format!("{value:+.3}").as_str() {
+            "+0.000" | "-0.000" => "0.000".to_owned(),
+            text => text.to_owned(),
+        },
         strength: (100.0 * value.abs() / largest.max(1e-12)).round() as i64,
         rises: value > 0.0,
     };
@@ -332,7 +360,7 @@ fn matrix_svg(transfer: &Transfer) -> Result<String, ReportError> {
     let series = transfer.parts.iter().zip(colours).enumerate();
     let series = series.map(|(column, (name, colour))| {
         let bars = transfer.rows.iter().enumerate().map(|(row, cells)| {
-            let value: f64 = cells.cells[column].value.parse().unwrap_or(0.0);
+            let value = cells.cells[column].change;
             let left = row as f64 + 1.0 + 0.2 * column as f64 - 0.4;
             (left, left + 0.18, value.min(0.0), value.max(0.0))
         });

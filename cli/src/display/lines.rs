@@ -69,10 +69,9 @@ impl Observer for Lines {
                 unit,
                 tokens_per_second,
             } if state.due(done == total) => {
-                eprintln!(
-                    "{stage}: {done}/{total} {unit}, {}",
-                    rate(*tokens_per_second)
-                );
+                let rate = rate(*tokens_per_second);
+                let comma = if rate.is_empty() { "" } else { ", " };
+                eprintln!("{stage}: {done}/{total} {unit}{comma}{rate}");
             }
             _ => {}
         }

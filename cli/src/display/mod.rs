@@ -57,6 +57,8 @@ impl Observer for Display {
 /// `12 345 678 tokens/s` in three digits.
 fn rate(per_second: f64) -> String {
     match per_second {
+        // Work that is not counted in tokens, or none yet.
+        0.0 => String::new(),
         r if r >= 1e6 => format!("{:.1}M tok/s", r / 1e6),
         r if r >= 1e4 => format!("{:.0}k tok/s", r / 1e3),
         r if r >= 1e3 => format!("{:.1}k tok/s", r / 1e3),
