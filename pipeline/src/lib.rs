@@ -8,6 +8,7 @@ pub mod ablate;
 pub mod analyse;
 mod answer_logp;
 pub mod bench;
+pub mod beside;
 pub mod bottleneck;
 mod check;
 pub mod corpus;

@@ -103,6 +103,9 @@ impl Table {
     }
 }
 
+/// Most dots of the map, so that the page stays small; the table has them all.
+const DOTS: usize = 1500;
+
 fn any(_: &Value) -> bool {
     true
 }
@@ -239,10 +242,13 @@ pub(crate) fn diagnosis(
         suppressed.numbers(&["step", "all", "anchors", "others"]),
         "There is no checkpoint.",
     )?;
+    let at_base = map.rows.iter().filter(|row| row["model"] == "base").count();
+    let every = at_base.div_ceil(DOTS).max(1);
     let cloud = |name: &str, colour, group: &str| {
         let points = map.points("x", "y", |row| {
             row["group"] == group && row["model"] == "base"
         });
+        let points = points.into_iter().step_by(every).collect();
         Series::new(name, colour, vec![Mark::Dots(points)])
     };
     let explained = &map.about["explained"];

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use serde::Deserialize;
 use t3s_data::store;
 use t3s_pipeline::{
+    beside::{Variant, variants},
     bottleneck::Point,
     evaluate::Accuracy,
     events::StepEvent,
@@ -42,6 +43,8 @@ pub struct Facts {
     pub plain: bool,
     /// Examinations at the end, in the run's order.
     pub evaluations: Vec<Examined>,
+    /// This run and the comparable ones beside it; empty where there are none.
+    pub variants: Vec<Variant>,
 }
 
 /// A model's examination.
@@ -95,6 +98,7 @@ impl Facts {
             answer_logp: answer_logp.map(|found| found.curve),
             selection: run.output("select")?,
             train_steps: run.steps(if plain { "sft" } else { "train" }),
+            variants: variants(&run)?,
             trajectories,
             tokens,
             plain,

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use t3s_pipeline::events::StepEvent;
 
 use crate::{
     chart::{Chart, Mark, Series, Size, Unit, from_signed_log, palette, signed_log},
     error::ReportError,
     facts::{Facts, Moment},
+    steps::{self, Point},
 };
 
 /// A figure, or the sentence that stands in its place.
@@ -176,11 +176,16 @@ pub fn accuracy(facts: &Facts) -> Result<Figure, ReportError> {
 /// The loss of the probe.
 pub fn probe_loss(facts: &Facts) -> Result<Figure, ReportError> {
     let steps = &facts.probe_steps;
-    let line: Vec<(f64, f64)> = steps.iter().map(|s| (s.step as f64, s.loss)).collect();
+    let (points, every) = steps::curve(steps);
+    let line = points.iter().map(|p| (p.step as f64, p.loss)).collect();
     let says = match (steps.first(), steps.last()) {
         (Some(first), Some(last)) => format!(
-            "The loss goes from {:.3} nats at step {} to {:.3} at step {}.",
-            first.loss, first.step, last.loss, last.step
+            "The loss goes from {:.3} nats at step {} to {:.3} at step {}.{}",
+            first.loss,
+            first.step,
+            last.loss,
+            last.step,
+            steps::caption(every)
         ),
         _ => String::new(),
     };
@@ -196,9 +201,9 @@ pub fn probe_loss(facts: &Facts) -> Result<Figure, ReportError> {
         )],
         ..Chart::default()
     };
-    let rows = steps
+    let rows = points
         .iter()
-        .map(|s| vec![s.step.to_string(), format!("{:.4}", s.loss)]);
+        .map(|p| vec![p.step.to_string(), format!("{:.4}", p.loss)]);
     let numbers = Numbers::new(&["step", "loss"], rows.collect());
     let missing = if facts.plain {
         "Plain fine-tuning has no probe.".to_owned()
@@ -409,33 +414,34 @@ pub fn trajectories(facts: &Facts) -> Result<Figure, ReportError> {
 
 /// The training run, split into kept and dropped tokens.
 pub fn training(facts: &Facts) -> Result<Figure, ReportError> {
-    let steps = &facts.train_steps;
-    let pick = |of: fn(&StepEvent) -> Option<f64>| -> Vec<(f64, f64)> {
-        let points = steps.iter().filter_map(|s| Some((s.step as f64, of(s)?)));
+    let (points, every) = steps::curve(&facts.train_steps);
+    let pick = |of: fn(&Point) -> Option<f64>| -> Vec<(f64, f64)> {
+        let points = points.iter().filter_map(|p| Some((p.step as f64, of(p)?)));
         points.collect()
     };
-    // Runs of earlier versions have the weighted loss alone.
-    let kept = pick(|s| s.kept_loss.or(Some(s.loss)));
-    let dropped = pick(|s| s.dropped_loss);
+    let kept = pick(|p| Some(p.kept));
+    let dropped = pick(|p| p.dropped);
     let says = match (kept.first(), kept.last(), dropped.first(), dropped.last()) {
         (Some(a), Some(b), Some(c), Some(d)) => format!(
             "Kept tokens go from {:.3} to {:.3} nats; dropped ones, which are read but not learnt, \
-             from {:.3} to {:.3}.",
-            a.1, b.1, c.1, d.1
+             from {:.3} to {:.3}.{}",
+            a.1,
+            b.1,
+            c.1,
+            d.1,
+            steps::caption(every)
         ),
         (Some(a), Some(b), ..) => format!(
-            "The loss goes from {:.3} to {:.3} nats; no dropped tokens were measured.",
-            a.1, b.1
+            "The loss goes from {:.3} to {:.3} nats; no dropped tokens were measured.{}",
+            a.1,
+            b.1,
+            steps::caption(every)
         ),
         _ => String::new(),
     };
-    let rows = steps.iter().map(|s| {
+    let rows = points.iter().map(|p| {
         let show = |value: Option<f64>| value.map_or_else(String::new, |v| format!("{v:.4}"));
-        vec![
-            s.step.to_string(),
-            show(s.kept_loss.or(Some(s.loss))),
-            show(s.dropped_loss),
-        ]
+        vec![p.step.to_string(), show(Some(p.kept)), show(p.dropped)]
     });
     let numbers = Numbers::new(&["step", "kept", "dropped"], rows.collect());
     let mut series = vec![Series::new(

@@ -22,7 +22,7 @@ impl Default for Budget {
     fn default() -> Self {
         Self {
             traces: 200,
-            bytes: 2_300_000,
+            bytes: 2_150_000,
         }
     }
 }

@@ -10,6 +10,7 @@ mod facts;
 mod figures;
 mod lens;
 mod page;
+mod steps;
 mod tables;
 mod tokens;
 

@@ -57,6 +57,7 @@ pub fn render(facts: &Facts, budget: Budget) -> Result<String, ReportError> {
             c.examples, c.response_tokens, c.problems
         )
     });
+    let (variants, more_variants) = tables::variants(facts);
     let data = lens.as_ref().map(|lens| script_json(&lens.data));
     let digest = BASE64_STANDARD.encode(Sha256::digest(SCRIPT.as_bytes()));
     let mut env = Environment::new();
@@ -76,6 +77,8 @@ pub fn render(facts: &Facts, budget: Budget) -> Result<String, ReportError> {
         facts_line,
         cards => Serde(cards(facts)),
         results => Serde(tables::results(facts)),
+        variants => Serde(variants),
+        more_variants,
         why => facts.why_missing(),
         figures => Serde(Figures {
             accuracy: figures::accuracy(facts)?,

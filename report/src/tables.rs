@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
+use t3s_pipeline::beside::Variant;
 
 use crate::{classes::Class, error::ReportError, facts::Facts, tokens::Tokens};
 
@@ -41,6 +42,64 @@ pub fn results(facts: &Facts) -> Vec<Outcome> {
         }
     };
     facts.evaluations.iter().map(row).collect()
+}
+
+/// A run of the table of variants. Numbers are per cent.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Beside {
+    name: String,
+    own: bool,
+    strategy: String,
+    seed: u64,
+    kept: String,
+    share: f64,
+    low: f64,
+    high: f64,
+    width: f64,
+    difference: String,
+    interval: String,
+}
+
+/// Most runs in the table of variants; an ablation may have many more.
+const VARIANTS: usize = 100;
+
+/// This run and those beside it, the best first, and how many more there are.
+pub fn variants(facts: &Facts) -> (Vec<Beside>, usize) {
+    let percent = |share: f64| (1000.0 * share).round() / 10.0;
+    let signed = |share: f64| match format!("{:+.1}", 100.0 * share).as_str() {
+        "+0.0" | "-0.0" => "0.0".to_owned(),
+        text => text.to_owned(),
+    };
+    let mut all: Vec<_> = facts.variants.iter().collect();
+    all.sort_by(|a, b| b.accuracy.share.total_cmp(&a.accuracy.share));
+    let row = |variant: &&Variant| {
+        let interval = variant.accuracy.interval;
+        Beside {
+            name: variant.name.clone(),
+            own: variant.own,
+            strategy: variant.strategy.clone(),
+            seed: variant.seed,
+            kept: format!("{:.1} %", 100.0 * variant.kept_share),
+            share: percent(variant.accuracy.share),
+            low: percent(interval.low),
+            high: percent(interval.high),
+            width: percent(interval.high - interval.low),
+            difference: variant.difference.map_or(String::new(), |(d, _)| signed(d)),
+            interval: variant.difference.map_or(String::new(), |(_, i)| {
+                format!("{} to {}", signed(i.low), signed(i.high))
+            }),
+        }
+    };
+    // This run is there whatever its place.
+    let mut place = 0;
+    all.retain(|variant| {
+        place += 1;
+        variant.own || place < VARIANTS
+    });
+    (
+        all.iter().map(row).collect(),
+        facts.variants.len() - all.len(),
+    )
 }
 
 /// How many tokens of a kind there are, and how many are kept.

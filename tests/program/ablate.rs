@@ -88,6 +88,16 @@ fn eight_strategies_and_two_seeds_repeat_nothing_before_the_selection() {
     let csv = world.read(&format!("{FOLDER}/table.csv"));
     assert_eq!(csv.lines().count(), 1 + 11, "{csv}");
 
+    // The page of any of them shows the others.
+    world
+        .t3s(&["report", &format!("{FOLDER}/runs/t3s-s3")])
+        .good();
+    let page = world.read(&format!("{FOLDER}/runs/t3s-s3/report.html"));
+    let beside = page.split_once("Runs beside this one").expect("a table").1;
+    let beside = beside.split_once("</table>").expect("its end").0;
+    assert_eq!(beside.matches("<tr").count(), 1 + 16, "{beside}");
+    assert!(beside.contains("t3s-s3</bdi> (this run)") && beside.contains("dft-s4"));
+
     // What is done is not done again, and further cells share it.
     let again = ablate(&world, &["--grid", &grid, "--seeds", "2"]).good();
     assert_eq!(stages_done(&again.json()), [""; 0]);

@@ -267,6 +267,46 @@ fn what_a_run_did_not_come_to_is_a_sentence() {
 }
 
 #[test]
+fn the_page_of_a_long_run_of_many_long_traces_stays_small() {
+    let world = World::new();
+    let words = "first we take the number and add four to it, which gives twelve; then ".repeat(8);
+    let rows: Vec<String> = (0..210)
+        .map(|i| json!({ "question": format!("{i} and 4?"), "response": words, "answer": "4" }))
+        .map(|row| row.to_string())
+        .collect();
+    world.write("traces.jsonl", rows.join("\n"));
+    world
+        .run(&["bottleneck.step=2", "data.max_tokens=400"])
+        .good();
+    // As if it had gone on for long.
+    for stage in fs::read_dir(world.path("runs/a/stages")).unwrap() {
+        let steps = stage.unwrap().path().join("steps.jsonl");
+        let Ok(text) = fs::read_to_string(&steps) else {
+            continue;
+        };
+        let line: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+        let long: Vec<String> = (1..=20_000)
+            .map(|step| {
+                let mut line = line.clone();
+                line["step"] = step.into();
+                line.to_string()
+            })
+            .collect();
+        fs::write(&steps, long.join("\n")).unwrap();
+    }
+    let quick = ["--transfer-steps", "1", "--map-tokens", "3000"];
+    world
+        .t3s(&[&["analyse", "runs/a", "--examples", "20"], &quick[..]].concat())
+        .good();
+    let html = world.read("runs/a/report.html");
+    // As many as there is room for.
+    assert!(html.contains(" of 210 traces, evenly spread"));
+    assert!(html.contains("Each point is the mean of 67 steps."));
+    assert!(html.len() < 3_000_000, "{}", html.len());
+    assert!(html.len() > 1_500_000, "{} is not much", html.len());
+}
+
+#[test]
 fn plain_fine_tuning_has_a_page_too() {
     let world = World::new();
     world.t3s(&["train", "plan.toml"]).good();

@@ -9,14 +9,13 @@ use std::{
 use serde::{Deserialize, Serialize};
 use t3s_data::store;
 
-use super::{AblateError, Ablation, PlannedCell, PlannedRun, execute::Outcome};
+use super::{AblateError, Ablation, PlannedCell, PlannedRun, execute::Outcome, graded::Graded};
 use crate::{
     Summary,
     error::PipelineError,
     evaluate::Accuracy,
-    grader::Verdict,
     statistics::{Interval, RESAMPLES, RESAMPLING_SEED, of_accuracy, of_difference},
-    summary::{Evaluation, Role},
+    summary::Role,
 };
 
 /// The comparison of an ablation: `table.json`.
@@ -111,17 +110,6 @@ pub struct Overlap {
 struct Results {
     /// Stage, so that the same model is known as such.
     by_seed: BTreeMap<u64, Graded>,
-}
-
-#[derive(Debug, Clone)]
-struct Graded {
-    /// The folder of the stage that examined the model, by name.
-    stage: String,
-    accuracy: Accuracy,
-    /// The problems, with their gold answers.
-    problems: Vec<(u64, String)>,
-    /// `[problems]`: share of right answers.
-    shares: Vec<f64>,
 }
 
 /// Compares what `outcomes` and the run folders of `ablation` hold.
@@ -348,37 +336,6 @@ fn outcome(run: &PlannedRun, outcomes: &BTreeMap<String, Outcome>) -> Outcome {
     }
 }
 
-impl Graded {
-    fn read(evaluation: &Evaluation) -> Result<Self, PipelineError> {
-        #[derive(Deserialize)]
-        struct Answer {
-            id: u64,
-            verdict: Verdict,
-            gold: String,
-        }
-        let path = &evaluation.answers;
-        let text = fs::read_to_string(path).map_err(|e| PipelineError::io(path, "read", e))?;
-        let mut problems: BTreeMap<(u64, String), (u32, u32)> = BTreeMap::new();
-        for line in text.lines() {
-            let answer: Answer = serde_json::from_str(line)
-                .map_err(|e| PipelineError::io(path, "read", e.into()))?;
-            let (right, all) = problems.entry((answer.id, answer.gold)).or_default();
-            *right += u32::from(answer.verdict == Verdict::Right);
-            *all += 1;
-        }
-        let stage = path.parent().and_then(Path::file_name);
-        Ok(Self {
-            stage: stage.unwrap_or_default().to_string_lossy().into_owned(),
-            accuracy: evaluation.accuracy.clone(),
-            shares: problems
-                .values()
-                .map(|(right, all)| f64::from(*right) / f64::from(*all))
-                .collect(),
-            problems: problems.into_keys().collect(),
-        })
-    }
-}
-
 impl Results {
     /// One result for each model that differs, with the first seed that has it.
     fn distinct(&self) -> Vec<(u64, &Graded)> {
@@ -434,14 +391,8 @@ impl Results {
                 .filter_map(|(seed, graded)| Some((*graded, baseline.by_seed.get(seed)?)))
                 .collect(),
         };
-        let alike = |(a, b): &(&Graded, &Graded)| a.problems == b.problems;
-        if !pairs.iter().all(alike) {
-            return Vec::new();
-        }
-        pairs
-            .into_iter()
-            .map(|(a, b)| a.shares.iter().zip(&b.shares).map(|(a, b)| a - b).collect())
-            .collect()
+        let less: Option<Vec<Vec<f64>>> = pairs.into_iter().map(|(a, b)| a.less(b)).collect();
+        less.unwrap_or_default()
     }
 }
 

@@ -18,6 +18,7 @@
 pub mod cells;
 pub mod collect;
 pub mod execute;
+pub(crate) mod graded;
 pub mod render;
 pub mod slurm;
 
