@@ -491,9 +491,9 @@ pub enum ColourChoice {
 /// `t3s report`.
 #[derive(Debug, ClapArgs)]
 pub struct ReportArgs {
-    /// The run folder: what the plan calls out
+    /// The run folder: what the plan calls out; or an ablation's
     pub run: PathBuf,
-    /// The file to write; report.html in the run folder when left out
+    /// The file to write; report.html in that folder when left out
     #[arg(long)]
     pub out: Option<PathBuf>,
     /// Most traces in the token lens

@@ -42,6 +42,12 @@ pub struct Accuracy {
 }
 
 impl Accuracy {
+    /// How many questions were asked how often: `200 problems, 4 answers to each`.
+    pub fn asked(problems: u64, samples: u32) -> String {
+        let s = if samples == 1 { "" } else { "s" };
+        format!("{problems} problems, {samples} answer{s} to each")
+    }
+
     /// Share of answers that were cut off.
     pub fn truncated_share(&self) -> f64 {
         self.truncated as f64 / self.answers.max(1) as f64

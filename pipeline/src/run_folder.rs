@@ -23,7 +23,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use t3s_core::atomic;
 
-use crate::error::PipelineError;
+use crate::{error::PipelineError, share::ABLATION};
 
 /// The layout that this version writes and reads.
 const FORMAT: u32 = 1;
@@ -137,6 +137,12 @@ impl RunFolder {
 pub(crate) fn expect(folder: &Path) -> Result<(), PipelineError> {
     if folder.join("run.json").is_file() {
         return check_marker(&folder.join("run.json"));
+    }
+    if folder.join(ABLATION).is_file() {
+        return Err(PipelineError::plan(
+            folder.display().to_string(),
+            "the folder of an ablation, not of a run; name one of the run folders in its runs/",
+        ));
     }
     Err(PipelineError::plan(
         folder.display().to_string(),

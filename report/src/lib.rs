@@ -5,6 +5,7 @@ mod analysis;
 pub mod chart;
 mod classes;
 mod column;
+mod comparison;
 mod error;
 mod facts;
 mod figures;
@@ -31,15 +32,17 @@ use facts::Facts;
 /// Name of the page in a run folder.
 pub const FILE: &str = "report.html";
 
-/// Writes the page of the last run in the run folder `run` to `out`, or beside the run's other
-/// results; says where.
+/// Writes the page of the last run in the run folder `run`, or of the ablation in it, to `out`, or
+/// beside its other results; says where.
 ///
 /// # Errors
-/// When `run` is no run folder or nothing ran in it, something in it is damaged, or the page cannot
-/// be written. What the run has not come to is no error: the page says so.
+/// When `run` is neither or nothing ran in it, something in it is damaged, or the page cannot be
+/// written. What the run has not come to is no error: the page says so.
 pub fn write(run: &Path, out: Option<&Path>, budget: Budget) -> Result<PathBuf, ReportError> {
-    let facts = Facts::read(RecordedRun::open(run)?)?;
-    let html = page::render(&facts, budget)?;
+    let html = match comparison::read(run)? {
+        Some(comparison) => comparison::render(&comparison)?,
+        None => page::render(&Facts::read(RecordedRun::open(run)?)?, budget)?,
+    };
     let out = out.map_or_else(|| run.join(FILE), Path::to_owned);
     atomic::write_bytes(&out, html.as_bytes())?;
     Ok(out)

@@ -1,7 +1,7 @@
 //! The page: facts, figures and tables poured into a template.
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use minijinja::{AutoEscape, Environment, UndefinedBehavior, context, value::Serde};
+use minijinja::{AutoEscape, Environment, UndefinedBehavior, Value, context, value::Serde};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use t3s_pipeline::recorded::Ending;
@@ -16,6 +16,7 @@ use crate::{
 };
 
 const HTML: &str = include_str!("page/page.html");
+const HEAD: &str = include_str!("page/head.html");
 const STYLE: &str = include_str!("page/style.css");
 const SCRIPT: &str = include_str!("page/page.js");
 
@@ -59,46 +60,61 @@ pub fn render(facts: &Facts, budget: Budget) -> Result<String, ReportError> {
     });
     let (variants, more_variants) = tables::variants(facts);
     let data = lens.as_ref().map(|lens| script_json(&lens.data));
-    let digest = BASE64_STANDARD.encode(Sha256::digest(SCRIPT.as_bytes()));
+    fill(
+        HTML,
+        context! {
+            name => facts.run.name.as_str(),
+            version => facts.run.version.as_str(),
+            started => t3s_pipeline::utc(facts.run.started as u64),
+            status,
+            ending,
+            plain => facts.plain,
+            facts_line,
+            cards => Serde(cards(facts)),
+            results => Serde(tables::results(facts)),
+            variants => Serde(variants),
+            more_variants,
+            why => facts.why_missing(),
+            figures => Serde(Figures {
+                accuracy: figures::accuracy(facts)?,
+                probe_loss: figures::probe_loss(facts)?,
+                delta: figures::delta(facts)?,
+                place: figures::kept_by_place(facts)?,
+                trajectories: figures::trajectories(facts)?,
+                training: figures::training(facts)?,
+                probe_split: figures::probe_split(facts)?,
+            }),
+            groups => Serde(groups),
+            lens => lens.as_ref().map(|lens| context! {
+                traces => lens.traces, of => lens.of, cut => lens.cut,
+            }),
+            diagnosis => Serde(diagnosis),
+            data,
+            costs => Serde(tables::costs(facts)),
+            warnings => Serde(&facts.run.warnings),
+            plan => facts.plan.as_str(),
+        },
+    )
+}
+
+/// Pours `values` into the template `html`, which gets the style sheet and the script too.
+///
+/// # Errors
+/// When the template is wrong.
+pub fn fill(html: &str, values: Value) -> Result<String, ReportError> {
     let mut env = Environment::new();
     env.set_auto_escape_callback(|_| AutoEscape::Html);
     env.set_undefined_behavior(UndefinedBehavior::Strict);
-    env.add_template("page", HTML)?;
-    Ok(env.get_template("page")?.render(context! {
+    env.add_template("head", HEAD)?;
+    env.add_template("page", html)?;
+    let frame = context! {
         style => STYLE,
         script => SCRIPT,
-        digest,
-        name => facts.run.name.as_str(),
-        version => facts.run.version.as_str(),
-        started => t3s_pipeline::utc(facts.run.started as u64),
-        status,
-        ending,
-        plain => facts.plain,
-        facts_line,
-        cards => Serde(cards(facts)),
-        results => Serde(tables::results(facts)),
-        variants => Serde(variants),
-        more_variants,
-        why => facts.why_missing(),
-        figures => Serde(Figures {
-            accuracy: figures::accuracy(facts)?,
-            probe_loss: figures::probe_loss(facts)?,
-            delta: figures::delta(facts)?,
-            place: figures::kept_by_place(facts)?,
-            trajectories: figures::trajectories(facts)?,
-            training: figures::training(facts)?,
-            probe_split: figures::probe_split(facts)?,
-        }),
-        groups => Serde(groups),
-        lens => lens.as_ref().map(|lens| context! {
-            traces => lens.traces, of => lens.of, cut => lens.cut,
-        }),
-        diagnosis => Serde(diagnosis),
-        data,
-        costs => Serde(tables::costs(facts)),
-        warnings => Serde(&facts.run.warnings),
-        plan => facts.plan.as_str(),
-    })?)
+        digest => BASE64_STANDARD.encode(Sha256::digest(SCRIPT.as_bytes())),
+    };
+    Ok(env
+        .get_template("page")?
+        .render(context! { ..values, ..frame })?)
 }
 
 #[derive(Serialize)]

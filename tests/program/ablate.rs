@@ -88,6 +88,10 @@ fn eight_strategies_and_two_seeds_repeat_nothing_before_the_selection() {
     let csv = world.read(&format!("{FOLDER}/table.csv"));
     assert_eq!(csv.lines().count(), 1 + 11, "{csv}");
 
+    let page = world.read(&format!("{FOLDER}/report.html"));
+    assert_eq!(page.matches("<tr").count(), 1 + 11 + 1 + 7, "both tables");
+    let error = world.t3s(&["analyse", FOLDER]).failed(2);
+    assert!(error.contains("folder of an ablation"), "{error}");
     // The page of any of them shows the others.
     world
         .t3s(&["report", &format!("{FOLDER}/runs/t3s-s3")])

@@ -270,7 +270,7 @@ fn what_a_run_did_not_come_to_is_a_sentence() {
 fn the_page_of_a_long_run_of_many_long_traces_stays_small() {
     let world = World::new();
     let words = "first we take the number and add four to it, which gives twelve; then ".repeat(8);
-    let rows: Vec<String> = (0..210)
+    let rows: Vec<String> = (0..110)
         .map(|i| json!({ "question": format!("{i} and 4?"), "response": words, "answer": "4" }))
         .map(|row| row.to_string())
         .collect();
@@ -296,11 +296,11 @@ fn the_page_of_a_long_run_of_many_long_traces_stays_small() {
     }
     let quick = ["--transfer-steps", "1", "--map-tokens", "3000"];
     world
-        .t3s(&[&["analyse", "runs/a", "--examples", "20"], &quick[..]].concat())
+        .t3s(&[&["analyse", "runs/a", "--examples", "6"], &quick[..]].concat())
         .good();
     let html = world.read("runs/a/report.html");
     // As many as there is room for.
-    assert!(html.contains(" of 210 traces, evenly spread"));
+    assert!(html.contains(" of 110 traces, evenly spread"));
     assert!(html.contains("Each point is the mean of 67 steps."));
     assert!(html.len() < 3_000_000, "{}", html.len());
     assert!(html.len() > 1_500_000, "{} is not much", html.len());

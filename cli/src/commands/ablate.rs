@@ -102,7 +102,11 @@ fn finish(
 ) -> Result<(), Failure> {
     let comparison = compare(ablation, outcomes, &args.baseline)?;
     render::write(ablation, &comparison)?;
-    display.result(&comparison, || print(ablation, &comparison));
+    let page = t3s_report::write(&ablation.folder, None, t3s_report::Budget::default())?;
+    display.result(&comparison, || {
+        print(ablation, &comparison);
+        println!("report: {}", page.display());
+    });
     let failed = outcomes
         .values()
         .any(|outcome| matches!(outcome, Outcome::Failed(_)));

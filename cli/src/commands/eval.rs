@@ -1,7 +1,10 @@
 //! `t3s eval`: generated and graded answers.
 
 use t3s_core::plan::{EvalPlan, FieldNames, GeneratePlan, GraderPlan};
-use t3s_pipeline::offline::{Session, evaluate_file};
+use t3s_pipeline::{
+    evaluate::Accuracy,
+    offline::{Session, evaluate_file},
+};
 
 use crate::{
     args::EvalArgs,
@@ -40,10 +43,7 @@ pub fn run(args: &EvalArgs, display: &Display) -> Result<(), Failure> {
     let accuracy = evaluate_file(&subject, &plan, &args.out, session)?;
     display.result(&accuracy, || {
         let model = args.model.model.display().to_string();
-        println!(
-            "{} problems, {} answers each",
-            accuracy.problems, accuracy.samples
-        );
+        println!("{}", Accuracy::asked(accuracy.problems, accuracy.samples));
         println!("{}", accuracy_table(vec![accuracy_row(model, &accuracy)]));
         println!("answers: {}", args.out.display());
     });

@@ -113,10 +113,8 @@ pub fn print_summary(summary: &Summary) {
     if let Some(table) = evaluation_table(&summary.evaluation) {
         let answers = summary.evaluation.first().map(|e| &e.accuracy);
         if let Some(accuracy) = answers {
-            println!(
-                "evaluation: {} problems, {} answers each",
-                accuracy.problems, accuracy.samples
-            );
+            let asked = Accuracy::asked(accuracy.problems, accuracy.samples);
+            println!("evaluation: {asked}");
         }
         println!("{table}");
     }

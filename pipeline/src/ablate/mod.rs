@@ -9,6 +9,7 @@
 //! | `plans/CELL-sSEED.toml` | the resolved plan of each, to be run by itself |
 //! | `table.json`, `table.csv`, `table.md` | the comparison |
 //! | `overlap.csv` | the overlap of masks |
+//! | `report.html` | both as a page, by `t3s ablate` and `t3s report` |
 //!
 //! A seed changes what comes after the scores: the draws of the selection, the data order and the
 //! fresh adapters of the training. The probe and what finds the bottleneck keep `probe.seed`, and
@@ -43,8 +44,15 @@ use cells::Cell;
 
 /// The layout that this version writes and reads.
 const FORMAT: u32 = 1;
+/// In an ablation's folder: the comparison as JSON.
+pub const TABLE: &str = "table.json";
 /// Below an ablation's folder: the resolved plans.
 const PLANS: &str = "plans";
+
+/// Whether `folder` is an ablation's.
+pub fn is_ablation(folder: &Path) -> bool {
+    folder.join(ABLATION).is_file()
+}
 
 /// Why an ablation could not begin or end.
 #[derive(Debug, thiserror::Error)]

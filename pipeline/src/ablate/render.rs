@@ -5,10 +5,10 @@ use std::{fmt::Write as _, path::Path};
 use t3s_core::atomic;
 
 use super::{
-    AblateError, Ablation,
+    AblateError, Ablation, TABLE,
     collect::{Comparison, Row},
 };
-use crate::{error::PipelineError, stage::write_json, statistics::Interval};
+use crate::{error::PipelineError, evaluate::Accuracy, stage::write_json, statistics::Interval};
 
 /// Writes `table.json`, `table.csv`, `table.md` and `overlap.csv` into the ablation's folder, each
 /// whole or not at all.
@@ -17,7 +17,7 @@ use crate::{error::PipelineError, stage::write_json, statistics::Interval};
 /// When one cannot be written.
 pub fn write(ablation: &Ablation, comparison: &Comparison) -> Result<(), AblateError> {
     let at = |name: &str| ablation.folder.join(name);
-    write_json(&at("table.json"), comparison)?;
+    write_json(&at(TABLE), comparison)?;
     for (name, text) in [
         ("table.csv", csv(comparison)),
         ("overlap.csv", overlap_csv(comparison)),
@@ -131,7 +131,7 @@ pub const HEADER: [&str; 7] = [
 ];
 
 /// The fields of a row under [`HEADER`].
-pub fn fields(row: &Row) -> Vec<String> {
+pub fn fields(row: &Row) -> [String; 7] {
     let percent =
         |value: Option<f64>| value.map_or_else(String::new, |v| format!("{:.1}", 100.0 * v));
     let signed =
@@ -145,7 +145,7 @@ pub fn fields(row: &Row) -> Vec<String> {
         0 => row.seeds.len().to_string(),
         lost => format!("{} of {}", row.seeds.len(), row.seeds.len() + lost),
     };
-    vec![
+    [
         row.model.clone(),
         runs,
         percent(row.accuracy),
@@ -159,9 +159,7 @@ pub fn fields(row: &Row) -> Vec<String> {
 /// What the figures are, in a sentence.
 pub fn caption(comparison: &Comparison) -> String {
     let what = match (comparison.problems, comparison.samples) {
-        (Some(problems), Some(samples)) => {
-            format!("{problems} problems, {samples} answers to each")
-        }
+        (Some(problems), Some(samples)) => Accuracy::asked(problems, samples),
         _ => "no results yet".to_owned(),
     };
     format!(
@@ -193,7 +191,11 @@ fn failures(row: &Row, between: &str) -> String {
 /// Both tables and what failed.
 pub fn markdown(comparison: &Comparison) -> String {
     let mut text = format!("# {}\n\n{}.\n\n", comparison.name, caption(comparison));
-    let rows: Vec<Vec<String>> = comparison.rows.iter().map(fields).collect();
+    let rows: Vec<Vec<String>> = comparison
+        .rows
+        .iter()
+        .map(|row| fields(row).to_vec())
+        .collect();
     table(&mut text, &HEADER.map(str::to_owned), &rows);
     let overlap = &comparison.overlap;
     if overlap.cells.len() > 1 {
