@@ -73,6 +73,39 @@ pub struct BlockDecoding {
     pub threshold: f64,
     /// What sees what.
     pub attention: DecodeAttention,
+    /// When an end token may be written.
+    #[serde(default, skip_serializing_if = "EndTokens::is_free")]
+    pub end_tokens: EndTokens,
+    /// Scale `s` of classifier-free guidance: every pass also reads the canvas with the prompt
+    /// masked, and logits become `without + (1 + s) (with - without)` (arXiv 2502.09992). At 0 there
+    /// is one canvas. For [`DecodeAttention::Bidirectional`] only.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub guidance: f64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
+}
+
+/// When an end token may be written: what LLaDA's published sampler has two switches for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EndTokens {
+    /// Like any other.
+    #[default]
+    Free,
+    /// Where a pass has to write it because nothing else is left to write, however sure the model is.
+    Last,
+    /// Not at all: every answer has the full length.
+    Never,
+}
+
+impl EndTokens {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+    fn is_free(&self) -> bool {
+        *self == Self::Free
+    }
 }
 
 /// What sees what while masked positions are filled.

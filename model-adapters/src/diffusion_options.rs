@@ -2,8 +2,8 @@
 
 use serde::Deserialize;
 use t3s_core::{
-    ComponentError, DecodeRule, HfConfig,
-    adapter::{BlockDecoding, DecodeAttention, FamilyOptions},
+    ComponentError, DecodeRule, HfConfig, Objective,
+    adapter::{BlockDecoding, DecodeAttention, EndTokens, FamilyOptions},
     objective::{BlockDiffusion, Corruption, LossWeight, MaskedDiffusion, RatioRange},
     registry::read_options,
 };
@@ -25,11 +25,24 @@ pub(crate) fn mask_option(config: &HfConfig) -> Result<FamilyOptions, ComponentE
     Ok(options)
 }
 
-/// Options of [`BlockDiffusion`], with LLaDA 2.0's defaults.
+/// What sees what, in training and in decoding, where a family allows both.
+#[derive(Clone, Copy, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Attention {
+    /// A block sees itself and those before it.
+    #[default]
+    Blocks,
+    /// Everything sees everything.
+    Full,
+}
+
+/// Options of [`BlockDiffusion`], or of [`MaskedDiffusion`] with `attention = "full"`, with LLaDA
+/// 2.0's defaults.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct BlockObjectiveOptions {
     mask_id: Option<u32>,
+    attention: Attention,
     block: u32,
     ratio: [f64; 2],
     loss_weight: LossWeight,
@@ -41,6 +54,7 @@ impl Default for BlockObjectiveOptions {
     fn default() -> Self {
         Self {
             mask_id: None,
+            attention: Attention::Blocks,
             block: 32,
             ratio: [0.3, 0.8],
             loss_weight: LossWeight::One,
@@ -54,21 +68,40 @@ impl BlockObjectiveOptions {
     pub(crate) fn read(
         options: &toml::Table,
         mask_id: u32,
-    ) -> Result<BlockDiffusion, ComponentError> {
+    ) -> Result<Box<dyn Objective>, ComponentError> {
         let options: Self = read_options(options)?;
         let [low, high] = options.ratio;
+        let corruption = Corruption {
+            mask_id: options.mask_id.unwrap_or(mask_id),
+            ratio: RatioRange { low, high },
+            loss_weight: options.loss_weight,
+        };
+        if options.attention == Attention::Full {
+            if options.complementary {
+                let message = "a second copy needs attention = \"blocks\"";
+                return Err(ComponentError::option("complementary", message));
+            }
+            if options.block == 0 {
+                return Err(ComponentError::option("block", "0; write at least 1"));
+            }
+            corruption.check()?;
+            return Ok(Box::new(MaskedDiffusion {
+                corruption,
+                pad_to_multiple_of: if options.pad_to_block {
+                    options.block
+                } else {
+                    1
+                },
+            }));
+        }
         let objective = BlockDiffusion {
-            corruption: Corruption {
-                mask_id: options.mask_id.unwrap_or(mask_id),
-                ratio: RatioRange { low, high },
-                loss_weight: options.loss_weight,
-            },
+            corruption,
             block: options.block,
             complementary: options.complementary,
             pad_to_block: options.pad_to_block,
         };
         objective.check()?;
-        Ok(objective)
+        Ok(Box::new(objective))
     }
 }
 
@@ -121,12 +154,16 @@ pub(crate) struct BlockDecodeOptions {
     block: Option<u32>,
     steps: Option<u32>,
     threshold: Option<f64>,
+    end_tokens: EndTokens,
+    attention: Option<Attention>,
+    guidance: f64,
 }
 
 impl BlockDecodeOptions {
     /// LLaDA 2.0's rule: blocks of 32, tokens of probability 0.95 at once.
     pub(crate) fn read(options: &toml::Table, mask_id: u32) -> Result<DecodeRule, ComponentError> {
-        Self::rule(options, mask_id, 0.95, DecodeAttention::BlockCausal)
+        let read: Self = read_options(options)?;
+        read.rule(mask_id, 0.95, Attention::Blocks)
     }
 
     /// LLaDA's rule: as many of the most confident tokens per pass as the schedule says.
@@ -134,17 +171,26 @@ impl BlockDecodeOptions {
         options: &toml::Table,
         mask_id: u32,
     ) -> Result<DecodeRule, ComponentError> {
+        let read: Self = read_options(options)?;
+        if read.attention == Some(Attention::Blocks) {
+            let message = "this family was trained with full attention alone; leave it out";
+            return Err(ComponentError::option("attention", message));
+        }
         // No probability is above 1.
-        Self::rule(options, mask_id, 2.0, DecodeAttention::Bidirectional)
+        read.rule(mask_id, 2.0, Attention::Full)
     }
 
     fn rule(
-        options: &toml::Table,
+        self,
         mask_id: u32,
         threshold: f64,
-        attention: DecodeAttention,
+        attention: Attention,
     ) -> Result<DecodeRule, ComponentError> {
-        let options: Self = read_options(options)?;
+        let options = self;
+        let attention = match options.attention.unwrap_or(attention) {
+            Attention::Blocks => DecodeAttention::BlockCausal,
+            Attention::Full => DecodeAttention::Bidirectional,
+        };
         let block = options.block.unwrap_or(32);
         let rule = BlockDecoding {
             mask_id: options.mask_id.unwrap_or(mask_id),
@@ -152,6 +198,8 @@ impl BlockDecodeOptions {
             steps: options.steps.unwrap_or(block),
             threshold: options.threshold.unwrap_or(threshold),
             attention,
+            end_tokens: options.end_tokens,
+            guidance: options.guidance,
         };
         for (key, value) in [("block", rule.block), ("steps", rule.steps)] {
             if value == 0 {
@@ -164,12 +212,21 @@ impl BlockDecodeOptions {
                 format!("{}; write a probability", rule.threshold),
             ));
         }
+        if !rule.guidance.is_finite() {
+            return Err(ComponentError::option("guidance", "write a finite number"));
+        }
+        if rule.guidance != 0.0 && attention == DecodeAttention::BlockCausal {
+            let message = "a canvas with the prompt masked needs full attention; leave it out";
+            return Err(ComponentError::option("guidance", message));
+        }
         Ok(DecodeRule::Blocks(rule))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use t3s_core::AttentionPattern;
+
     use super::*;
 
     fn table(text: &str) -> toml::Table {
@@ -178,8 +235,16 @@ mod tests {
 
     #[test]
     fn defaults_are_the_families() {
-        let objective = BlockObjectiveOptions::read(&table(""), 9).expect("defaults");
-        assert_eq!((objective.block, objective.corruption.mask_id), (32, 9));
+        let attention = |text: &str| {
+            let objective = BlockObjectiveOptions::read(&table(text), 9).expect("read");
+            objective.attention()
+        };
+        let blocks = |block| AttentionPattern::BlockDiffusion { block, views: 1 };
+        assert_eq!(attention(""), blocks(32));
+        assert_eq!(
+            attention("attention = \"full\""),
+            AttentionPattern::Bidirectional
+        );
         let objective = MaskedObjectiveOptions::read(&table("mask_id = 4"), 9).expect("read");
         assert_eq!(objective.corruption.mask_id, 4);
         assert_eq!(objective.corruption.loss_weight, LossWeight::InverseRatio);
@@ -189,6 +254,17 @@ mod tests {
             panic!("another rule")
         };
         assert_eq!((rule.block, rule.steps, rule.threshold), (8, 8, 0.95));
+        assert_eq!(rule.attention, DecodeAttention::BlockCausal);
+        let options = table("attention = \"full\"\nend_tokens = \"last\"\nguidance = 1.5");
+        for read in [BlockDecodeOptions::read, BlockDecodeOptions::bidirectional] {
+            let Ok(DecodeRule::Blocks(rule)) = read(&options, 9) else {
+                panic!("another rule")
+            };
+            assert_eq!(rule.attention, DecodeAttention::Bidirectional);
+            assert_eq!((rule.end_tokens, rule.guidance), (EndTokens::Last, 1.5));
+        }
+        let options = table("attention = \"blocks\"");
+        assert!(BlockDecodeOptions::bidirectional(&options, 9).is_err());
     }
 
     #[test]
@@ -200,13 +276,23 @@ mod tests {
             "loss_weight = \"two\"",
             "complementary = true\nratio = [0.3, 1.0]",
             "blocks = 3",
+            "attention = \"causal\"",
+            "attention = \"full\"\ncomplementary = true",
         ] {
             assert!(
                 BlockObjectiveOptions::read(&table(text), 9).is_err(),
                 "{text}"
             );
         }
-        for text in ["block = 0", "steps = 0", "threshold = nan", "eos = 3"] {
+        for text in [
+            "block = 0",
+            "steps = 0",
+            "threshold = nan",
+            "eos = 3",
+            "guidance = 1.0",
+            "attention = \"full\"\nguidance = inf",
+            "end_tokens = \"soon\"",
+        ] {
             assert!(BlockDecodeOptions::read(&table(text), 9).is_err(), "{text}");
         }
     }

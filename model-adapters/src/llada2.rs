@@ -88,7 +88,7 @@ impl ModelAdapter for Llada2 {
     }
 
     fn objective(&self, options: &toml::Table) -> Result<Box<dyn Objective>, ComponentError> {
-        Ok(Box::new(BlockObjectiveOptions::read(options, MASK_ID)?))
+        BlockObjectiveOptions::read(options, MASK_ID)
     }
 
     fn decode(&self, options: &toml::Table) -> Result<DecodeRule, ComponentError> {

@@ -6,7 +6,7 @@ use super::*;
 use crate::{
     AttentionPattern, ComponentError, DecodeRule, DecoderSpec, ExampleBatch, HfConfig,
     ModelAdapter, ModelBatch, NO_TARGET, Objective,
-    adapter::{BlockDecoding, DecodeAttention},
+    adapter::{BlockDecoding, DecodeAttention, EndTokens},
     decoder_spec::{MlpSpec, RopeSpec, TensorNames},
     objective::{Draw, NextToken, Weighting},
 };
@@ -139,6 +139,8 @@ impl ModelAdapter for Family {
             block: 4,
             steps: 4,
             threshold: 0.9,
+            end_tokens: EndTokens::Free,
+            guidance: 0.0,
             attention: DecodeAttention::BlockCausal,
         };
         match self.fault {

@@ -5,7 +5,7 @@ use std::{ops::ControlFlow, ops::Range, sync::Arc};
 use candle_core::Tensor;
 use t3s_core::{
     AttentionPattern,
-    adapter::{BlockDecoding, DecodeAttention},
+    adapter::{BlockDecoding, DecodeAttention, EndTokens},
     plan::sections::{GeneratePlan, Recompute},
 };
 
@@ -43,6 +43,16 @@ pub(super) fn generate(
                 "{rule:?}: block and steps are at least 1, and mask_id is below the vocabulary's \
                  {} ids; write the model's mask token",
                 spec.vocab
+            ),
+        });
+    }
+    let guided = rule.guidance != 0.0;
+    if !rule.guidance.is_finite() || (guided && rule.attention != DecodeAttention::Bidirectional) {
+        return Err(EngineError::Spec {
+            key: "decode.guidance".to_owned(),
+            message: format!(
+                "{}: a finite number, and 0 unless attention is bidirectional",
+                rule.guidance
             ),
         });
     }
@@ -191,6 +201,12 @@ impl Canvas<'_> {
             return Err(unfit);
         }
         logits[self.rule.mask_id as usize] = NEVER;
+        let eos_ids = &self.decoder.spec.eos_ids;
+        if self.rule.end_tokens == EndTokens::Never {
+            for eos in eos_ids {
+                logits[*eos as usize] = NEVER;
+            }
+        }
         let uniform = self.stream.uniform(token | pass << 32);
         let Some(id) = self.sampler.pick(&logits, uniform, &mut self.scratch) else {
             return Err(unfit);
@@ -198,33 +214,56 @@ impl Canvas<'_> {
         let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let mass = |z: f32| f64::from(z - largest).exp();
         let total: f64 = logits.iter().map(|z| mass(*z)).sum();
+        let last = self.rule.end_tokens == EndTokens::Last && eos_ids.contains(&id);
         Ok(Candidate {
             position,
             id,
-            probability: mass(logits[id as usize]) / total,
+            // Behind everything that has one.
+            probability: match last {
+                true => -1.0,
+                false => mass(logits[id as usize]) / total,
+            },
         })
     }
 
     /// Logits of `rows`, `[rows, vocab]`.
     fn logits(&mut self, rows: Range<usize>) -> Result<Vec<f32>, EngineError> {
         let hidden = match self.cache {
-            Some(_) => self.read_cached(rows)?,
-            None => {
-                let pattern = match self.rule.attention {
-                    DecodeAttention::BlockCausal => AttentionPattern::BlockCausal {
-                        block: self.rule.block,
-                    },
-                    DecodeAttention::Bidirectional => AttentionPattern::Bidirectional,
-                };
-                let batch = batch(0..self.ids.len(), pattern);
-                let (hidden, _) =
-                    self.decoder
-                        .forward(&self.ids, &batch, Recompute::None, Save::Nothing)?;
-                hidden.narrow(0, rows.start, rows.len())?.contiguous()?
-            }
+            Some(_) => self.read_cached(rows.clone())?,
+            None => self.read_all(&self.ids, rows.clone())?,
         };
         let logits = self.decoder.logits(&hidden)?;
-        Ok(host::read("generation", &logits)?.to_vec())
+        let mut logits = host::read("generation", &logits)?.to_vec();
+        if self.rule.guidance != 0.0 {
+            let mut ids = self.ids.clone();
+            ids[..self.start].fill(self.rule.mask_id);
+            let hidden = self.read_all(&ids, rows)?;
+            let without = self.decoder.logits(&hidden)?;
+            let scale = 1.0 + self.rule.guidance as f32;
+            for (with, without) in logits
+                .iter_mut()
+                .zip(host::read("generation", &without)?.iter())
+            {
+                *with = without + scale * (*with - without);
+            }
+        }
+        Ok(logits)
+    }
+
+    /// Reads the canvas `ids` whole; returns the hidden states of `rows` before the head,
+    /// `[rows, width]`.
+    fn read_all(&self, ids: &[u32], rows: Range<usize>) -> Result<Tensor, EngineError> {
+        let pattern = match self.rule.attention {
+            DecodeAttention::BlockCausal => AttentionPattern::BlockCausal {
+                block: self.rule.block,
+            },
+            DecodeAttention::Bidirectional => AttentionPattern::Bidirectional,
+        };
+        let batch = batch(0..ids.len(), pattern);
+        let (hidden, _) = self
+            .decoder
+            .forward(ids, &batch, Recompute::None, Save::Nothing)?;
+        Ok(hidden.narrow(0, rows.start, rows.len())?.contiguous()?)
     }
 
     /// Reads `rows`, whole blocks, after everything before them has been read: their keys and values
@@ -336,6 +375,8 @@ mod tests {
             steps,
             threshold,
             attention,
+            end_tokens: EndTokens::Free,
+            guidance: 0.0,
         }
     }
 
@@ -403,6 +444,92 @@ mod tests {
         let answers = run(&decoder, &rule, 0.0, true);
         assert_eq!(answers, run(&decoder, &rule, 0.0, true));
         assert!(answers.iter().all(|g| !g.ids.contains(&MASK)));
+    }
+
+    #[test]
+    fn end_tokens_come_when_they_may() {
+        let mut decoder = decoder();
+        decoder.spec.eos_ids = (5..15).collect();
+        for attention in [DecodeAttention::Bidirectional, DecodeAttention::BlockCausal] {
+            let with = |end_tokens| {
+                let rule = BlockDecoding {
+                    end_tokens,
+                    ..rule(attention, 8, 2.0)
+                };
+                run(&decoder, &rule, 1.0, true)
+            };
+            let length =
+                |answers: &[Generation]| answers.iter().map(|g| g.ids.len()).sum::<usize>();
+            let (free, last) = (with(EndTokens::Free), with(EndTokens::Last));
+            assert!(free.iter().any(|g| g.finish == Finish::Eos));
+            assert!(length(&free) <= length(&last), "{attention:?}");
+            let never = with(EndTokens::Never);
+            assert!(
+                never
+                    .iter()
+                    .all(|g| g.finish == Finish::Length && g.ids.len() == 21)
+            );
+        }
+    }
+
+    #[test]
+    fn guidance_moves_away_from_what_no_prompt_would_say() {
+        let decoder = decoder();
+        let with = |guidance, attention| BlockDecoding {
+            guidance,
+            ..rule(attention, 8, 2.0)
+        };
+        let answer = |guidance| {
+            run(
+                &decoder,
+                &with(guidance, DecodeAttention::Bidirectional),
+                0.0,
+                true,
+            )
+        };
+        // At -1 nothing of the prompt is left but its length.
+        let blind = answer(-1.0);
+        let plain = run(
+            &decoder,
+            &with(0.0, DecodeAttention::Bidirectional),
+            0.0,
+            true,
+        );
+        assert_ne!(blind, plain);
+        assert_ne!(answer(2.0), plain);
+        let (none, plain) = (
+            with(-1.0, DecodeAttention::Bidirectional),
+            with(0.0, DecodeAttention::Bidirectional),
+        );
+        let mut canvas = Canvas {
+            decoder: &decoder,
+            rule: &none,
+            sampler: Sampler::new(&GeneratePlan::default()).expect("a plan"),
+            stream: AnswerStream::new(0, 0, 0),
+            scratch: SampleScratch::default(),
+            prompt: 0,
+            start: 3,
+            ids: vec![7, 8, 9, MASK, MASK, 11],
+            cache: None,
+        };
+        let blind = canvas.logits(3..6).expect("logits");
+        canvas.rule = &plain;
+        canvas.ids[..3].fill(MASK);
+        assert_eq!(blind, canvas.logits(3..6).expect("logits"));
+        let plan = GeneratePlan::default();
+        let refused = generate(
+            &decoder,
+            &with(1.0, DecodeAttention::BlockCausal),
+            &[vec![1]],
+            1,
+            &plan,
+            Sampler::new(&plan).expect("a plan"),
+            0,
+            true,
+            &mut |_| ControlFlow::Continue(()),
+        );
+        let message = refused.expect_err("refused").to_string();
+        assert!(message.contains("decode.guidance"), "{message}");
     }
 
     #[test]
