@@ -327,3 +327,93 @@ fn options_of_one_family_mean_nothing_to_another() {
         "{message}"
     );
 }
+
+#[test]
+fn full_attention_guidance_and_end_tokens_are_options() {
+    let world = world();
+    run(
+        &world,
+        &[
+            "student.objective.attention=full",
+            "student.decode.attention=full",
+            "student.decode.guidance=0.5",
+            "student.decode.end_tokens=never",
+            "bottleneck.step=2",
+            "selection.strategy=random",
+            "out=runs/full",
+        ],
+    );
+    let summary = world.json("runs/full/summary.json");
+    let student = summary["evaluation"].as_array().unwrap().last().unwrap();
+    assert_eq!(
+        student["accuracy"]["truncated"],
+        student["accuracy"]["answers"]
+    );
+    let message = world
+        .t3s(&[
+            "check",
+            "masked.toml",
+            "--set",
+            "student.decode.guidance=0.5",
+        ])
+        .failed(2);
+    assert!(
+        message.contains("guidance") && message.contains("full attention"),
+        "{message}"
+    );
+}
+
+/// `examples/llada-quickstart/run.sh`, with less of everything.
+#[test]
+fn the_example_runs_from_the_selector_to_the_table() {
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/llada-quickstart");
+    let world = World::new();
+    let file = |name: &str| format!("{example}/{name}");
+    let (selector, plan, cells) = (file("selector.toml"), file("plan.toml"), file("cells.toml"));
+    let small = [
+        "data.limit=16",
+        "eval.limit=4",
+        "eval.generate.max_new_tokens=8",
+        "train.steps=2",
+        "train.batch_examples=8",
+    ];
+    let out = |name: &str| world.path(name).display().to_string();
+    let selector_out = format!("out={}", out("selector"));
+    let mut args = vec![
+        "run",
+        &selector,
+        "--set",
+        &selector_out,
+        "--set",
+        "bottleneck.step=2",
+    ];
+    args.extend(["--set", "probe.checkpoint_every=2"]);
+    args.extend(small.iter().flat_map(|pair| ["--set", *pair]));
+    world.t3s(&args).good();
+    let from = format!("selection.from={}", out("selector"));
+    let table = out("tau");
+    let mut args = vec!["ablate", &plan, "--cells", &cells, "--baseline", "plain"];
+    args.extend(["--out", &table, "--set", &from]);
+    args.extend(small.iter().flat_map(|pair| ["--set", *pair]));
+    world.t3s(&args).good();
+    let rows: Vec<String> = world
+        .read("tau/table.csv")
+        .lines()
+        .map(str::to_owned)
+        .collect();
+    let heads: Vec<&str> = rows[0].split(',').collect();
+    let column = |name: &str| heads.iter().position(|head| *head == name).unwrap();
+    let kept = |row: &str| {
+        row.split(',')
+            .nth(column("kept_share"))
+            .unwrap()
+            .parse::<f64>()
+    };
+    let cells = rows[1..].iter().filter(|row| !row.starts_with("base,"));
+    let kept: Vec<f64> = cells.map(|row| kept(row).unwrap()).collect();
+    assert_eq!((kept.len(), kept[0]), (7, 0.0), "{rows:?}");
+    assert!(
+        kept.is_sorted() && kept[6] > 0.0,
+        "a lower tau selects more: {kept:?}"
+    );
+}
