@@ -21,7 +21,7 @@ use t3s_pipeline::bench::machine::Machine;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Lengths of the example, tokens.
-const LENGTHS: [usize; 5] = [256, 512, 1024, 2048, 4096];
+const LENGTHS: [usize; 5] = [1024, 2048, 4096, 8192, 16_384];
 /// Tokens per block.
 const BLOCK: u32 = 32;
 /// The geometry: a mixture of experts.
