@@ -43,6 +43,8 @@ pub enum Ending {
 pub struct RecordedProbe {
     /// Its training.
     pub log: TrainLog,
+    /// Whether it was stopped because its valley was behind it.
+    pub stopped: bool,
     /// Accuracy of its checkpoints on the training prompts.
     pub accuracy: Option<Vec<StepAccuracy>>,
 }
@@ -199,10 +201,12 @@ impl RecordedRun {
             None => None,
             Some(Output::Watched(probe)) => Some(RecordedProbe {
                 log: probe.log,
+                stopped: probe.valley.is_some(),
                 accuracy: Some(probe.curve),
             }),
             Some(Output::Alone(log)) => Some(RecordedProbe {
                 log,
+                stopped: false,
                 accuracy: self.output("accuracy")?,
             }),
         })

@@ -9,7 +9,7 @@ use t3s_pipeline::{
     bottleneck::Point,
     evaluate::Accuracy,
     events::StepEvent,
-    recorded::{Ending, RecordedRun},
+    recorded::{Ending, RecordedProbe, RecordedRun},
     run::Trajectory,
     select::Selection,
     summary::{CorpusSummary, StepAccuracy},
@@ -93,7 +93,7 @@ impl Facts {
             plan: run.plan()?,
             corpus: run.output("corpus")?,
             probe_steps: run.steps("probe"),
-            evaluations: evaluations(&run, probe.as_ref().map(|probe| probe.log.steps))?,
+            evaluations: evaluations(&run, probe.as_ref())?,
             accuracy: probe.and_then(|probe| probe.accuracy),
             answer_logp: answer_logp.map(|found| found.curve),
             selection: run.output("select")?,
@@ -121,7 +121,13 @@ impl Facts {
     }
 }
 
-fn evaluations(run: &RecordedRun, last: Option<u64>) -> Result<Vec<Examined>, ReportError> {
+fn evaluations(
+    run: &RecordedRun,
+    probe: Option<&RecordedProbe>,
+) -> Result<Vec<Examined>, ReportError> {
+    let last = probe.map(|probe| probe.log.steps);
+    let stopped = probe.is_some_and(|probe| probe.stopped);
+
     let mut found = Vec::new();
     let bottleneck = run.bottleneck.as_ref().map(|b| b.step);
     for stage in &run.stages {
@@ -141,6 +147,9 @@ fn evaluations(run: &RecordedRun, last: Option<u64>) -> Result<Vec<Examined>, Re
                 format!("bottleneck and end of the probe, step {step}")
             }
             (_, Some(step)) if Some(step) == bottleneck => format!("bottleneck, step {step}"),
+            (_, Some(step)) if Some(step) == last && stopped => {
+                format!("where the probe was stopped, step {step}")
+            }
             (_, Some(step)) if Some(step) == last => {
                 format!("end of the probe (plain fine-tuning), step {step}")
             }

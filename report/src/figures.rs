@@ -343,7 +343,8 @@ pub fn kept_by_place(facts: &Facts) -> Result<Figure, ReportError> {
     Figure::draw(&chart, says, numbers, "There is no response token.")
 }
 
-/// Mean and quartiles.
+/// Mean, and what a tenth lies below and above: confidence has a long tail, in which quartiles see
+/// nothing.
 fn summary(values: &[f32]) -> Option<(f64, f64, f64)> {
     let mut sorted = values.to_vec();
     sorted.sort_unstable_by(f32::total_cmp);
@@ -352,7 +353,7 @@ fn summary(values: &[f32]) -> Option<(f64, f64, f64)> {
         return None;
     }
     let mean = values.iter().map(|v| f64::from(*v)).sum::<f64>() / values.len() as f64;
-    Some((mean, at(0.25), at(0.75)))
+    Some((mean, at(0.1), at(0.9)))
 }
 
 /// Confidence of anchors and others along the probe.
@@ -364,12 +365,14 @@ pub fn trajectories(facts: &Facts) -> Result<Figure, ReportError> {
         )));
     };
     let mut rows: Vec<Vec<String>> = moments.iter().map(|m| vec![m.step.to_string()]).collect();
+    let mut outside = false;
     let mut group = |name: &str, colour, of: fn(&Moment) -> &Vec<f32>| {
         let (mut mean, mut band) = (Vec::new(), Vec::new());
         for (moment, row) in moments.iter().zip(&mut rows) {
             let step = moment.step as f64;
             match summary(of(moment)) {
                 Some((m, low, high)) => {
+                    outside |= m < low;
                     mean.push((step, m));
                     band.push((step, low, high));
                     row.extend([m, low, high].map(|value| format!("{value:.3}")));
@@ -393,16 +396,21 @@ pub fn trajectories(facts: &Facts) -> Result<Figure, ReportError> {
         .first()
         .map_or(0, |m| m.anchors.len() + m.others.len());
     let says = format!(
-        "Mean log-probability and its middle half (shaded), over {n} tokens of evenly spread traces."
+        "Mean log-probability, and where eight of ten tokens lie (shaded), over {n} tokens of evenly \
+         spread traces.{}",
+        match outside {
+            true => " A few very unlikely tokens draw the mean below.",
+            false => "",
+        }
     );
     let head = [
         "step",
         "others: mean",
-        "25 %",
-        "75 %",
+        "10 %",
+        "90 %",
         "anchors: mean",
-        "25 %",
-        "75 %",
+        "10 %",
+        "90 %",
     ];
     Figure::draw(
         &chart,

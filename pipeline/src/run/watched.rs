@@ -27,7 +27,7 @@ pub(crate) struct Watched {
     pub(crate) log: TrainLog,
     pub(crate) curve: Vec<StepAccuracy>,
     /// What the rule found; absent where the probe came to its end before.
-    valley: Option<Bottleneck>,
+    pub(crate) valley: Option<Bottleneck>,
 }
 
 /// One measurement, kept so that an interruption costs one of them.
