@@ -104,7 +104,12 @@ impl Mean {
     }
 }
 
+/// The passes of a step, packed, corrupted and aligned: nothing of it needs the model.
+#[derive(Debug)]
+pub(crate) struct Prepared(Vec<Pass>);
+
 /// One pass, prepared.
+#[derive(Debug)]
 struct Pass {
     packed: PackedExamples,
     rows: ModelBatch,
@@ -126,17 +131,28 @@ pub fn loss_and_gradients(
     how: &Accumulation,
     grads: &mut Grads,
 ) -> Result<BatchLoss, EngineError> {
-    let passes = prepare(objective, parts, how)?;
+    let prepared = prepare(objective, parts, how)?;
+    learn(decoder, objective, &prepared, how, grads)
+}
+
+/// [`loss_and_gradients`] of what is prepared.
+pub(crate) fn learn(
+    decoder: &Decoder,
+    objective: &dyn Objective,
+    Prepared(passes): &Prepared,
+    how: &Accumulation,
+    grads: &mut Grads,
+) -> Result<BatchLoss, EngineError> {
     let counts: Vec<ExampleCounts> = passes.iter().flat_map(|p| p.counts.clone()).collect();
     let divisors = divisors(how.normaliser, &counts);
     let mut sums = Sums::default();
     let mut next_divisors = divisors.as_slice();
-    for pass in &passes {
+    for pass in passes {
         let (divisors, rest) = next_divisors.split_at(pass.counts.len());
         next_divisors = rest;
         run(decoder, objective, pass, divisors, how, grads, &mut sums)?;
     }
-    Ok(counted(&passes, &sums))
+    Ok(counted(passes, &sums))
 }
 
 /// The same with the weights of the data multiplied by those of `online`, which is asked about each
@@ -153,7 +169,19 @@ pub fn loss_and_gradients_online(
     online: (&OnlineSelection, u64),
     grads: &mut Grads,
 ) -> Result<BatchLoss, EngineError> {
-    let mut passes = prepare(objective, parts, how)?;
+    let prepared = prepare(objective, parts, how)?;
+    learn_online(decoder, objective, prepared, how, online, grads)
+}
+
+/// [`loss_and_gradients_online`] of what is prepared.
+pub(crate) fn learn_online(
+    decoder: &Decoder,
+    objective: &dyn Objective,
+    Prepared(mut passes): Prepared,
+    how: &Accumulation,
+    online: (&OnlineSelection, u64),
+    grads: &mut Grads,
+) -> Result<BatchLoss, EngineError> {
     let mut sums = Sums::default();
     for pass in &mut passes {
         run_online(decoder, objective, pass, how, online, grads, &mut sums)?;
@@ -181,11 +209,15 @@ fn counted(passes: &[Pass], sums: &Sums) -> BatchLoss {
     }
 }
 
-fn prepare(
+/// Packs, corrupts and aligns the examples of `parts`.
+///
+/// # Errors
+/// When the objective refuses an example, or gives a row a weight that is none.
+pub(crate) fn prepare(
     objective: &dyn Objective,
     parts: &[Part<'_>],
     how: &Accumulation,
-) -> Result<Vec<Pass>, EngineError> {
+) -> Result<Prepared, EngineError> {
     let mut passes = Vec::new();
     for part in parts {
         let lengths: Vec<usize> = part.examples.iter().map(|e| e.n_tokens()).collect();
@@ -202,7 +234,7 @@ fn prepare(
             });
         }
     }
-    Ok(passes)
+    Ok(Prepared(passes))
 }
 
 /// Counts each example of a pass.

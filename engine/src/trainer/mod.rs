@@ -1,10 +1,11 @@
 //! The training loop's one step, its state, and the check before the first one.
 
+mod ahead;
 mod gradient_check;
 mod order;
 mod state;
 
-use std::{path::Path, sync::Arc, time::Instant};
+use std::{panic, path::Path, sync::Arc, thread, time::Instant};
 
 use t3s_core::{
     Example, Objective,
@@ -14,7 +15,7 @@ use t3s_core::{
 pub use gradient_check::{GradientReport, GroupCheck};
 
 use crate::{
-    accumulate::{Accumulation, Part, loss_and_gradients, loss_and_gradients_online},
+    accumulate::{Accumulation, learn, learn_online},
     adamw::AdamW,
     checkpoint,
     decoder::Decoder,
@@ -23,7 +24,8 @@ use crate::{
     online::OnlineSelection,
     schedule::learning_rate,
 };
-use order::Order;
+use ahead::Ahead;
+use order::{Cursor, Order};
 
 /// What one optimiser step did.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -65,7 +67,11 @@ pub struct Trainer {
     seed: u64,
     online: Option<Arc<OnlineSelection>>,
     optimizer: AdamW,
+    /// A step ahead of `cursor` while there is something in `ahead`.
     order: Order,
+    /// Where the next step begins.
+    cursor: Cursor,
+    ahead: Option<Ahead>,
     grads: Grads,
     steps: u64,
 }
@@ -91,6 +97,8 @@ impl Trainer {
         Ok(Self {
             optimizer: AdamW::new(plan.adamw.clone(), &decoder.params)?,
             order: Order::new(seed, &examples),
+            cursor: Cursor::default(),
+            ahead: None,
             grads: Grads::new(&decoder.params),
             steps: 0,
             decoder,
@@ -116,15 +124,6 @@ impl Trainer {
     /// When loss or gradient are not finite (the message names the step), or an example cannot be
     /// trained on. The trainer is then as it was before the step.
     pub fn step(&mut self) -> Result<StepReport, EngineError> {
-        let before = self.order.cursor();
-        let report = self.take_step();
-        if report.is_err() {
-            self.order.seek(before, &self.examples);
-        }
-        report
-    }
-
-    fn take_step(&mut self) -> Result<StepReport, EngineError> {
         let started = Instant::now();
         let step = self.steps + 1;
         let named = |error| match error {
@@ -133,24 +132,40 @@ impl Trainer {
             },
             error => error,
         };
-        let parts = self.order.next_batch(&self.examples, &self.plan);
-        self.grads.zero()?;
-        let parts = parts_of(&parts, &self.examples);
         let how = Accumulation {
             dropped_loss: step == 1
                 || step.is_multiple_of(self.plan.steps.div_ceil(MEASURED_STEPS).max(1)),
             ..Accumulation::of(&self.plan, self.seed)
         };
         let (decoder, objective) = (&self.decoder, self.objective.as_ref());
-        let grads = &mut self.grads;
-        let loss = match &self.online {
-            None => loss_and_gradients(decoder, objective, &parts, &how, grads),
-            Some(online) => {
-                let online = (online.as_ref(), step);
-                loss_and_gradients_online(decoder, objective, &parts, &how, online, grads)
-            }
+        let (order, examples, plan) = (&mut self.order, &self.examples, &self.plan);
+        let kept = self
+            .ahead
+            .take()
+            .filter(|ahead| ahead.begins == self.cursor);
+        if kept.is_none() {
+            // The first step, or one after a failure or a restart.
+            order.seek(self.cursor, examples);
         }
-        .map_err(named)?;
+        let mut next = || Ahead::new(order, examples, plan, objective, &how);
+        let this = kept.unwrap_or_else(&mut next);
+        let (prepared, ends) = (this.prepared?, this.ends);
+        self.grads.zero()?;
+        let grads = &mut self.grads;
+        let (loss, ahead) = thread::scope(|scope| {
+            let ahead = (step < plan.steps).then(|| scope.spawn(next));
+            let loss = match &self.online {
+                None => learn(decoder, objective, &prepared, &how, grads),
+                Some(online) => {
+                    let online = (online.as_ref(), step);
+                    learn_online(decoder, objective, prepared, &how, online, grads)
+                }
+            };
+            let ahead = ahead.map(|ahead| ahead.join().unwrap_or_else(|p| panic::resume_unwind(p)));
+            (loss, ahead)
+        });
+        self.ahead = ahead;
+        let loss = loss.map_err(named)?;
         let grad_norm = self.grads.global_norm()?;
         if !grad_norm.is_finite() {
             return Err(EngineError::NotFinite {
@@ -171,7 +186,7 @@ impl Trainer {
                 .step(params, &mut self.grads, learning_rate, scale)?;
         }
         self.steps = step;
-        let cursor = self.order.cursor();
+        self.cursor = ends;
         Ok(StepReport {
             step,
             loss: loss.loss,
@@ -182,7 +197,7 @@ impl Trainer {
             response_tokens: loss.response_tokens,
             kept_loss: loss.kept_loss,
             dropped_loss: loss.dropped_loss,
-            epoch: cursor.epoch as f64 + cursor.index as f64 / self.examples.len() as f64,
+            epoch: ends.epoch as f64 + ends.index as f64 / self.examples.len() as f64,
             seconds: started.elapsed().as_secs_f64(),
         })
     }
@@ -218,15 +233,4 @@ impl Trainer {
     pub fn lora(&self) -> Option<&LoraPlan> {
         self.plan.lora.as_ref()
     }
-}
-
-/// The examples that `parts` name.
-fn parts_of<'e>(parts: &[(u64, Vec<usize>)], examples: &'e [Example]) -> Vec<Part<'e>> {
-    parts
-        .iter()
-        .map(|(draw, indices)| Part {
-            examples: indices.iter().map(|index| &examples[*index]).collect(),
-            draw: *draw,
-        })
-        .collect()
 }

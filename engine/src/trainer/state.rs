@@ -45,7 +45,7 @@ impl Trainer {
             run: self.fingerprint()?,
             steps: self.steps,
             optimizer_steps: self.optimizer.steps(),
-            cursor: self.order.cursor(),
+            cursor: self.cursor,
         };
         let text = serde_json::to_vec_pretty(&state).expect("plain data is JSON");
         let params = &self.decoder.params;
@@ -130,7 +130,8 @@ impl Trainer {
             self.decoder.params.replace(id, tensor);
         }
         self.optimizer.restore(moments, state.optimizer_steps);
-        self.order.seek(state.cursor, &self.examples);
+        self.cursor = state.cursor;
+        self.ahead = None;
         self.steps = state.steps;
         Ok(())
     }

@@ -188,6 +188,30 @@ fn a_loss_weight_that_is_no_weight_is_refused() {
     }
 }
 
+/// The next step is prepared during the one before; its error waits for its turn, and comes again.
+#[test]
+fn an_error_of_the_next_step_waits_for_that_step() {
+    let mut data = counting(6);
+    data[4].weights[5] = f32::NAN;
+    let plan = TrainPlan {
+        batch_examples: 1,
+        ..constant(12, 1e-3, None)
+    };
+    let mut trainer = trainer(&plan, data, 1);
+    let good = (0..6).take_while(|_| trainer.step().is_ok()).count() as u64;
+    assert!(
+        (1..6).contains(&good),
+        "the seed puts it in between: {good}"
+    );
+    let before = weights(&trainer.decoder().params);
+    for _ in 0..2 {
+        let error = trainer.step().unwrap_err().to_string();
+        assert!(error.contains("weight") && error.contains("NaN"), "{error}");
+        assert_eq!(trainer.steps_done(), good);
+        assert!(weights(&trainer.decoder().params) == before);
+    }
+}
+
 #[test]
 fn a_run_that_diverges_stops_with_the_weights_of_the_step_before() {
     let mut trainer = trainer(
