@@ -135,7 +135,10 @@ pub(crate) fn diagnosis(
         about["tokens"],
         about["examples"],
         about["anchors"],
-        about["rule"].as_str().unwrap_or_default(),
+        match about["rule"].as_str() {
+            Some("sgd") => "plain gradient descent",
+            _ => "AdamW",
+        },
         about["learning_rate"]
     );
     let rule = bottleneck.map(|step| (step as f64, format!("bottleneck, step {step}")));
@@ -238,7 +241,9 @@ pub(crate) fn diagnosis(
             ],
             ..along_probe()
         },
-        "Share of tokens that are less likely than under the base.".into(),
+        "Share of tokens that are less likely than under the base. At the bottleneck this is what \
+         parts anchors from others."
+            .into(),
         suppressed.numbers(&["step", "all", "anchors", "others"]),
         "There is no checkpoint.",
     )?;

@@ -307,6 +307,29 @@ fn the_page_of_a_long_run_of_many_long_traces_stays_small() {
 }
 
 #[test]
+fn the_page_of_an_ablation_compares_its_cells() {
+    let world = World::new();
+    let grid = ["--grid", "selection.strategy=t3s,all,random"];
+    let args = ["ablate", "plan.toml", "--set", "bottleneck.step=2"];
+    world.t3s(&[&args[..], &grid[..]].concat()).good();
+    let page = world.path("runs/a-ablation/report.html");
+    let html = fs::read_to_string(&page).unwrap();
+    assert_alone(&html);
+    for words in ["(baseline)", "points to either side", "Overlap of what"] {
+        assert!(html.contains(words), "{words}");
+    }
+    let again = world.t3s(&["report", "runs/a-ablation"]).good();
+    assert!(again.out.contains("report.html"), "{}", again.out);
+    assert_eq!(fs::read_to_string(&page).unwrap(), html);
+    let Some(chromium) = chromium() else { return };
+    for dark in [false, true] {
+        let (dom, console) = browse(&chromium, &page, dark);
+        assert_eq!(console, [""; 0]);
+        assert!(dom.contains(&format!("aria-pressed=\"{dark}\"")));
+    }
+}
+
+#[test]
 fn plain_fine_tuning_has_a_page_too() {
     let world = World::new();
     world.t3s(&["train", "plan.toml"]).good();

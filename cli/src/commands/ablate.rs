@@ -102,10 +102,16 @@ fn finish(
 ) -> Result<(), Failure> {
     let comparison = compare(ablation, outcomes, &args.baseline)?;
     render::write(ablation, &comparison)?;
-    let page = t3s_report::write(&ablation.folder, None, t3s_report::Budget::default())?;
+    // The table is worth no less without its page.
+    let page = t3s_report::write(&ablation.folder, None, t3s_report::Budget::default());
+    if let Err(error) = &page {
+        eprintln!("warning: report.html was not written: {error}");
+    }
     display.result(&comparison, || {
         print(ablation, &comparison);
-        println!("report: {}", page.display());
+        if let Ok(page) = page {
+            println!("report: {}", page.display());
+        }
     });
     let failed = outcomes
         .values()
