@@ -60,12 +60,10 @@ impl SelectionStrategy for Shuffled {
         let rng = cx.rng("shuffled-mask");
         let positions = tokens.positions();
         let bits = |example, row: usize| rng.bits(example, u64::from(positions[row]));
-        let (mut order, mut weights) = (Vec::new(), Vec::new());
+        let mut order = Vec::new();
         for (example, rows) in tokens.examples() {
             let eligible = rows.clone().filter(|row| tokens.eligible()[*row]);
-            weights.clear();
-            weights.extend(eligible.clone().map(|row| out[row]));
-            if let Some((weights, count)) = two_weights(&weights) {
+            if let Some((weights, count)) = two_weights(eligible.clone().map(|row| out[row])) {
                 // The usual case, in linear time.
                 split_example(tokens, (example, rows), count, bits, weights, out);
                 continue;
@@ -84,11 +82,14 @@ impl SelectionStrategy for Shuffled {
 }
 
 /// The weights, where there are at most two, and how many tokens have the first.
-fn two_weights(all: &[f32]) -> Option<(Weights, usize)> {
-    let share = *all.first()?;
-    let rest = all.iter().copied().find(|w| *w != share).unwrap_or(share);
-    let count = |weight| all.iter().filter(|w| **w == weight).count();
-    let shared = count(share);
-    let two = rest == share || shared + count(rest) == all.len();
-    two.then_some((Weights { share, rest }, shared))
+fn two_weights(all: impl Iterator<Item = f32> + Clone) -> Option<(Weights, usize)> {
+    let share = all.clone().next()?;
+    let rest = all.clone().find(|w| *w != share).unwrap_or(share);
+    // Sums rather than branches, of which a mask would have half foretold wrongly.
+    let (mut of_share, mut others) = (0, 0);
+    for weight in all {
+        of_share += usize::from(weight == share);
+        others += usize::from(weight != share && weight != rest);
+    }
+    (others == 0).then_some((Weights { share, rest }, of_share))
 }
