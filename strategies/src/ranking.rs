@@ -67,12 +67,10 @@ impl End {
 fn ascending(score: f32) -> u32 {
     // Adding 0 makes one number of both zeros.
     let bits = (score + 0.0).to_bits();
-    // Negative numbers grow downwards and come first.
-    if bits >> 31 == 1 {
-        !bits
-    } else {
-        bits | 1 << 31
-    }
+    // Negative numbers grow downwards and come first: all their bits are turned, of others the sign.
+    // Without a branch, since signs may come in any order.
+    let negative = bits >> 31;
+    bits ^ (negative.wrapping_neg() | 1 << 31)
 }
 
 /// The two weights of a split.
