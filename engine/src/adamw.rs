@@ -1,24 +1,100 @@
 //! AdamW (arXiv 1711.05101) with a state that can be saved.
 
-use candle_core::{DType, Tensor};
-use t3s_core::plan::AdamWPlan;
+use candle_core::{DType, Device, Shape, Tensor};
+use t3s_core::plan::{AdamWPlan, StatePrecision};
 
 use crate::{
     error::EngineError,
     grads::Grads,
-    kernels::adamw::{self, Coefficients},
+    kernels::adamw::{self, Coefficients, Quantised},
     params::{ParamId, Params},
 };
+
+/// Tensors of fewer elements keep moments in f32: they weigh nothing, and norms are touchy.
+const SMALLEST_8BIT: usize = 4096;
 
 /// The moments of one parameter.
 #[derive(Debug, Clone)]
 pub struct Moments {
     /// Whose.
     pub id: ParamId,
-    /// Running mean of the gradient, f32, the parameter's shape.
-    pub first: Tensor,
-    /// Running mean of its square, f32, the parameter's shape.
-    pub second: Tensor,
+    /// How they are kept.
+    pub state: State,
+}
+
+/// Running means of a parameter's gradient, `first`, and of its square, `second`.
+#[derive(Debug, Clone)]
+pub enum State {
+    /// f32, the parameter's shape.
+    Full {
+        /// `m`.
+        first: Tensor,
+        /// `v`.
+        second: Tensor,
+    },
+    /// Codes of 8 bits with a scale per block.
+    Quantised {
+        /// `m`.
+        first: Quantised,
+        /// `v`.
+        second: Quantised,
+    },
+}
+
+impl State {
+    fn zeros(
+        precision: StatePrecision,
+        shape: &Shape,
+        device: &Device,
+    ) -> candle_core::Result<Self> {
+        if precision == StatePrecision::Bits8 && shape.elem_count() >= SMALLEST_8BIT {
+            return Ok(Self::Quantised {
+                first: Quantised::zeros(shape, device)?,
+                second: Quantised::zeros(shape, device)?,
+            });
+        }
+        Ok(Self::Full {
+            first: Tensor::zeros(shape, DType::F32, device)?,
+            second: Tensor::zeros(shape, DType::F32, device)?,
+        })
+    }
+
+    /// Its tensors under the names that a saved state gives them, in an order that only the variant
+    /// decides.
+    pub fn tensors(&self) -> Vec<(&'static str, &Tensor)> {
+        match self {
+            Self::Full { first, second } => vec![("first", first), ("second", second)],
+            Self::Quantised { first, second } => vec![
+                ("first", &first.codes),
+                ("first_scales", &first.scales),
+                ("second", &second.codes),
+                ("second_scales", &second.scales),
+            ],
+        }
+    }
+
+    /// The same with tensors of f32 from a file in place of [`State::tensors`], in their order.
+    ///
+    /// # Errors
+    /// When a tensor cannot be converted.
+    pub fn filled(&self, mut next: impl FnMut() -> Tensor) -> candle_core::Result<Self> {
+        let mut quantised = || -> candle_core::Result<Quantised> {
+            Ok(Quantised {
+                codes: next().to_dtype(DType::U8)?,
+                scales: next(),
+            })
+        };
+        match self {
+            Self::Quantised { .. } => Ok(Self::Quantised {
+                first: quantised()?,
+                second: quantised()?,
+            }),
+            Self::Full { .. } => Ok(Self::Full {
+                first: next(),
+                second: next(),
+            }),
+        }
+    }
 }
 
 /// The optimiser: moments of every trainable parameter and the number of steps they have seen.
@@ -42,8 +118,7 @@ impl AdamW {
                 let (shape, device) = (param.tensor.shape(), param.tensor.device());
                 Ok(Moments {
                     id,
-                    first: Tensor::zeros(shape, DType::F32, device)?,
-                    second: Tensor::zeros(shape, DType::F32, device)?,
+                    state: State::zeros(plan.states, shape, device)?,
                 })
             })
             .collect::<Result<_, EngineError>>()?;
@@ -92,7 +167,14 @@ impl AdamW {
                     .wrapping_mul(params.len() as u32)
                     .wrapping_add(moments.id.index() as u32),
             };
-            adamw::step(parameter, gradient, &moments.first, &moments.second, c)?;
+            match &moments.state {
+                State::Full { first, second } => {
+                    adamw::step(parameter, gradient, first, second, c)?;
+                }
+                State::Quantised { first, second } => {
+                    adamw::step_8bit(parameter, gradient, first, second, c)?;
+                }
+            }
         }
         Ok(())
     }

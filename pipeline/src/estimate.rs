@@ -12,7 +12,9 @@ use t3s_core::{
     AttentionPattern, ComponentError, CounterRng, DecoderSpec, Draw, Example, ExampleBatch,
     ModelBatch, Objective, Weighting,
     decoder_spec::LayerMlp,
-    plan::{BottleneckRule, Estimator, GeneratePlan, Recompute, RunPlan, TrainPlan},
+    plan::{
+        BottleneckRule, Estimator, GeneratePlan, Recompute, RunPlan, StatePrecision, TrainPlan,
+    },
 };
 use t3s_engine::{
     Accumulation, Columns, Decoder, EngineError, Grads, Part, Scoring, adamw::AdamW, generate,
@@ -256,14 +258,27 @@ pub(crate) fn head_bytes(spec: &DecoderSpec, rows: u64) -> u64 {
     512.min(rows) * spec.vocab as u64 * F32
 }
 
+/// Both moments of `trainable` weights.
+fn state_bytes(states: StatePrecision, trainable: u64) -> u64 {
+    match states {
+        StatePrecision::F32 => trainable * 2 * F32,
+        // A byte each, and a scale per block.
+        StatePrecision::Bits8 => 2 * (trainable + trainable.div_ceil(256) * F32),
+    }
+}
+
 /// Gradients, optimiser and activations of training with passes of `rows` rows.
 pub(crate) fn training_bytes(
     spec: &DecoderSpec,
     recompute: Recompute,
+    states: StatePrecision,
     trainable: u64,
     rows: u64,
 ) -> u64 {
-    trainable * 3 * F32 + pass_bytes(spec, recompute, rows) + head_bytes(spec, rows)
+    trainable * F32
+        + state_bytes(states, trainable)
+        + pass_bytes(spec, recompute, rows)
+        + head_bytes(spec, rows)
 }
 
 /// Activations of a pass that keeps nothing for a backward one.
@@ -299,7 +314,7 @@ fn peak_memory(
         };
         let tokens = pass.min(step.max(longest));
         let rows = tokens * attention.rows_per_token() as u64;
-        training_bytes(spec, train.recompute, trainable, rows)
+        training_bytes(spec, train.recompute, train.adamw.states, trainable, rows)
     });
     let generating = [&plan.bottleneck.generate, &plan.eval.generate].map(|generate| {
         let positions = longest + generate.max_new_tokens as u64;

@@ -6,7 +6,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::merge::MergePlan;
-pub use super::train_section::{AdamWPlan, LoraPlan, Normaliser, Recompute, Schedule, TrainPlan};
+pub use super::train_section::{
+    AdamWPlan, LoraPlan, Normaliser, Recompute, Schedule, StatePrecision, TrainPlan,
+};
 
 /// A resolved plan. What is saved with every run, and what its stages are keyed by.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -99,6 +99,21 @@ pub struct AdamWPlan {
     pub eps: f64,
     /// Decoupled weight decay; matrices only, never norms and biases.
     pub weight_decay: f64,
+    /// How the moments of both kinds are kept.
+    pub states: StatePrecision,
+}
+
+/// How the optimiser's moments are kept between steps; computed in f32 in any case.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum StatePrecision {
+    /// 8 bytes per weight.
+    #[default]
+    #[serde(rename = "f32")]
+    F32,
+    /// 2 bytes per weight: blocks of 256 with a scale each (`[adamw-8bit]` in docs/equations.md);
+    /// tensors of fewer than 4096 weights stay in f32.
+    #[serde(rename = "8bit")]
+    Bits8,
 }
 
 impl Default for AdamWPlan {
@@ -108,6 +123,7 @@ impl Default for AdamWPlan {
             beta2: 0.999,
             eps: 1e-8,
             weight_decay: 0.0,
+            states: StatePrecision::F32,
         }
     }
 }

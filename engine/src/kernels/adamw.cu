@@ -42,3 +42,56 @@ ENTRY(adamw_step,
        u32 seed),
       (parameter, gradient, first, second, n, gradient_scale, beta1, beta2, keep, step_size,
        inverse_root_correction, eps, seed))
+
+// The code of the number next to `x` in the ascending `map`, the lower of two that are as near.
+__device__ __forceinline__ u32 nearest(const float *map, float x) {
+    u32 low = 0, high = 255;
+    while (low < high) {
+        const u32 middle = (low + high + 1) / 2;
+        if (map[middle] <= x)
+            low = middle;
+        else
+            high = middle - 1;
+    }
+    const u32 above = low + 1 < 255 ? low + 1 : 255;
+    return map[above] - x < x - map[low] ? above : low;
+}
+
+// `[adamw-8bit]`: a thread block is a block of 256 elements that share a scale.
+template <typename T>
+__device__ void adamw_8bit_step(T *parameter, const float *gradient, unsigned char *first,
+                                float *first_scales, unsigned char *second, float *second_scales,
+                                const float *signed_map, const float *unsigned_map, u64 n,
+                                float gradient_scale, float beta1, float beta2, float keep,
+                                float step_size, float inverse_root_correction, float eps, u32 seed) {
+    const u64 i = static_cast<u64>(blockIdx.x) * blockDim.x + threadIdx.x;
+    const bool inside = i < n;
+    float m = 0.0f, v = 0.0f;
+    if (inside) {
+        const float g = gradient[i] * gradient_scale;
+        m = beta1 * (signed_map[first[i]] * first_scales[blockIdx.x]) + (1.0f - beta1) * g;
+        v = beta2 * (unsigned_map[second[i]] * second_scales[blockIdx.x]) + (1.0f - beta2) * g * g;
+        const float root = sqrtf(v) * inverse_root_correction + eps;
+        const float p = to_float(parameter[i]) * keep - step_size * m / root;
+        store(parameter + i, p,
+              scramble(scramble(static_cast<u32>(i) ^ seed) + static_cast<u32>(i >> 32)));
+    }
+    // Everyone has read the old scales when these return.
+    const float first_scale = block_max(fabsf(m)), second_scale = block_max(v);
+    if (threadIdx.x == 0) {
+        first_scales[blockIdx.x] = first_scale;
+        second_scales[blockIdx.x] = second_scale;
+    }
+    if (!inside) return;
+    first[i] = static_cast<unsigned char>(nearest(signed_map, first_scale > 0.0f ? m / first_scale : 0.0f));
+    const u32 code = nearest(unsigned_map, second_scale > 0.0f ? v / second_scale : 0.0f);
+    // A second moment that vanishes under a first that does not would be an enormous step.
+    second[i] = static_cast<unsigned char>(code == 0 && v > 0.0f ? 1 : code);
+}
+ENTRY(adamw_8bit_step,
+      (T * parameter, const float *gradient, unsigned char *first, float *first_scales,
+       unsigned char *second, float *second_scales, const float *signed_map, const float *unsigned_map,
+       u64 n, float gradient_scale, float beta1, float beta2, float keep, float step_size,
+       float inverse_root_correction, float eps, u32 seed),
+      (parameter, gradient, first, first_scales, second, second_scales, signed_map, unsigned_map, n,
+       gradient_scale, beta1, beta2, keep, step_size, inverse_root_correction, eps, seed))

@@ -1,6 +1,8 @@
-//! One fused pass over parameter, gradient and both moments.
+//! One fused pass over parameter, gradient and both moments, which are f32 or quantised.
 
-use candle_core::{Result, Tensor};
+use std::sync::LazyLock;
+
+use candle_core::{DType, Device, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::{host, simd::vectorised};
@@ -60,18 +62,217 @@ fn update(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], c: Coefficient
         .zip(g.par_chunks(ELEMENTS_PER_TASK))
         .zip(m.par_chunks_mut(ELEMENTS_PER_TASK))
         .zip(v.par_chunks_mut(ELEMENTS_PER_TASK))
-        .for_each(|(((p, g), m), v)| {
-            vectorised(
-                #[inline(always)]
-                || {
-                    for (((p, g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
-                        let g = g * c.gradient_scale;
-                        *m = c.beta1 * *m + (1.0 - c.beta1) * g;
-                        *v = c.beta2 * *v + (1.0 - c.beta2) * g * g;
-                        let root = v.sqrt() * c.inverse_root_correction + c.eps;
-                        *p = *p * c.keep - c.step_size * *m / root;
-                    }
-                },
-            );
+        .for_each(|(((p, g), m), v)| one_block(p, g, m, v, c));
+}
+
+fn one_block(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], c: Coefficients) {
+    vectorised(
+        #[inline(always)]
+        || {
+            for (((p, g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
+                let g = g * c.gradient_scale;
+                *m = c.beta1 * *m + (1.0 - c.beta1) * g;
+                *v = c.beta2 * *v + (1.0 - c.beta2) * g * g;
+                let root = v.sqrt() * c.inverse_root_correction + c.eps;
+                *p = *p * c.keep - c.step_size * *m / root;
+            }
+        },
+    );
+}
+
+/// Elements that share a scale.
+pub const BLOCK: usize = 256;
+
+/// A moment in 8 bits per element, `[adamw-8bit]` in docs/equations.md: element `i` is
+/// `map[codes[i]] * scales[i / BLOCK]`.
+#[derive(Debug, Clone)]
+pub struct Quantised {
+    /// U8, the parameter's shape.
+    pub codes: Tensor,
+    /// F32, `[blocks]`: the largest magnitude of each block.
+    pub scales: Tensor,
+}
+
+impl Quantised {
+    /// Zeros.
+    ///
+    /// # Errors
+    /// When they cannot be allocated.
+    pub fn zeros(shape: &Shape, device: &Device) -> Result<Self> {
+        let blocks = shape.elem_count().div_ceil(BLOCK);
+        Ok(Self {
+            codes: Tensor::zeros(shape, DType::U8, device)?,
+            scales: Tensor::zeros(blocks, DType::F32, device)?,
+        })
+    }
+}
+
+/// The numbers that a code stands for, ascending.
+pub(super) struct Maps {
+    /// Of the first moment.
+    pub signed: [f32; 256],
+    /// Of the second.
+    pub unsigned: [f32; 256],
+}
+
+pub(super) static MAPS: LazyLock<Maps> = LazyLock::new(|| Maps {
+    signed: map(true),
+    unsigned: map(false),
+});
+
+/// Dynamic quantisation (arXiv 2110.02861, section 2.2): seven decades, each cut into twice as many
+/// equal parts as the one below it, of which the middles are taken; 0 and 1 besides.
+fn map(signed: bool) -> [f32; 256] {
+    let mut values = vec![0.0, 1.0];
+    for decade in 0..7 {
+        let parts = 1 << (decade + i32::from(!signed));
+        for part in 0..parts {
+            let middle = 0.1 + 0.9 * (f64::from(part) + 0.5) / f64::from(parts);
+            let value = middle * 10f64.powi(decade - 6);
+            values.push(value);
+            if signed {
+                values.push(-value);
+            }
+        }
+    }
+    values.sort_by(f64::total_cmp);
+    let mut map = [0.0; 256];
+    for (to, value) in map.iter_mut().zip(values) {
+        *to = value as f32;
+    }
+    map
+}
+
+/// The code of the number next to `x` in `map`, the lower of two that are as near.
+fn nearest(map: &[f32; 256], x: f32) -> u8 {
+    // The last that is not above x.
+    let (mut low, mut high) = (0usize, 255usize);
+    while low < high {
+        let middle = (low + high).div_ceil(2);
+        match map[middle] <= x {
+            true => low = middle,
+            false => high = middle - 1,
+        }
+    }
+    let above = (low + 1).min(255);
+    match map[above] - x < x - map[low] {
+        true => above as u8,
+        false => low as u8,
+    }
+}
+
+/// What [`step`] does, with moments in 8 bits.
+///
+/// # Errors
+/// As [`step`].
+pub fn step_8bit(
+    parameter: &Tensor,
+    gradient: &Tensor,
+    first: &Quantised,
+    second: &Quantised,
+    c: Coefficients,
+) -> Result<()> {
+    for tensor in [gradient, &first.codes, &second.codes] {
+        host::expect("adamw", tensor, parameter.dims())?;
+    }
+    for moment in [first, second] {
+        let blocks = parameter.elem_count().div_ceil(BLOCK);
+        host::expect("adamw", &moment.scales, &[blocks])?;
+    }
+    on_cuda!(
+        parameter,
+        super::cuda::adamw::step_8bit(parameter, gradient, first, second, c)
+    );
+    let gradient = host::read("adamw", gradient)?;
+    host::write("adamw", parameter, |p| {
+        host::write_bytes("adamw", &first.codes, |m| {
+            host::write("adamw", &first.scales, |m_scales| {
+                host::write_bytes("adamw", &second.codes, |v| {
+                    host::write("adamw", &second.scales, |v_scales| {
+                        update_8bit(p, &gradient, (m, m_scales), (v, v_scales), c);
+                    })
+                })
+            })
+        })
+    })????
+}
+
+fn update_8bit(
+    p: &mut [f32],
+    g: &[f32],
+    (m, m_scales): (&mut [u8], &mut [f32]),
+    (v, v_scales): (&mut [u8], &mut [f32]),
+    c: Coefficients,
+) {
+    let Maps { signed, unsigned } = &*MAPS;
+    p.par_chunks_mut(BLOCK)
+        .zip(g.par_chunks(BLOCK))
+        .zip(m.par_chunks_mut(BLOCK).zip(m_scales))
+        .zip(v.par_chunks_mut(BLOCK).zip(v_scales))
+        .with_min_len(ELEMENTS_PER_TASK / BLOCK)
+        .for_each(|(((p, g), (m, m_scale)), (v, v_scale))| {
+            let (mut first, mut second) = ([0.0; BLOCK], [0.0; BLOCK]);
+            let (first, second) = (&mut first[..p.len()], &mut second[..p.len()]);
+            for (first, m) in first.iter_mut().zip(&*m) {
+                *first = signed[usize::from(*m)] * *m_scale;
+            }
+            for (second, v) in second.iter_mut().zip(&*v) {
+                *second = unsigned[usize::from(*v)] * *v_scale;
+            }
+            one_block(p, g, first, second, c);
+            let largest = |values: &[f32]| values.iter().fold(0.0f32, |a, b| a.max(b.abs()));
+            (*m_scale, *v_scale) = (largest(first), largest(second));
+            for (m, first) in m.iter_mut().zip(first) {
+                *m = nearest(signed, relative(*first, *m_scale));
+            }
+            for (v, second) in v.iter_mut().zip(second) {
+                let code = nearest(unsigned, relative(*second, *v_scale));
+                // A second moment that vanishes under a first that does not would be an enormous step.
+                *v = code.max(u8::from(*second > 0.0));
+            }
         });
+}
+
+fn relative(value: f32, scale: f32) -> f32 {
+    match scale > 0.0 {
+        true => value / scale,
+        false => 0.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn codes_stand_for_numbers_in_order_from_the_largest_down_to_a_millionth() {
+        for (map, lowest) in [(&MAPS.signed, -1.0), (&MAPS.unsigned, 0.0)] {
+            assert!(map.is_sorted_by(|a, b| a < b));
+            assert!(map.contains(&0.0) && map[255] == 1.0 && map[0] >= lowest);
+        }
+        let smallest = |map: &[f32]| map.iter().copied().filter(|v| *v > 0.0).fold(1.0, f32::min);
+        assert!((smallest(&MAPS.signed) - 0.55e-6).abs() < 1e-9);
+        assert!((smallest(&MAPS.unsigned) - 0.325e-6).abs() < 1e-9);
+    }
+
+    proptest! {
+        #[test]
+        fn no_code_is_nearer(x in -1.0f32..=1.0) {
+            for map in [&MAPS.signed, &MAPS.unsigned] {
+                let found = map[usize::from(nearest(map, x))];
+                let best = map.iter().map(|v| (v - x).abs()).fold(f32::MAX, f32::min);
+                prop_assert_eq!((found - x).abs(), best);
+            }
+        }
+
+        // Parts are widest beside the part below: 0.9 / 2^decade of values from 0.1 up.
+        #[test]
+        fn large_moments_lose_little(x in 0.1f32..=1.0, sign: bool) {
+            let x = if sign { x } else { -x };
+            let error = (MAPS.signed[usize::from(nearest(&MAPS.signed, x))] - x).abs();
+            prop_assert!(error <= 0.9 / 64.0, "{}", error);
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! CPU slices of tensors: borrowed, written in place, or new.
 
-use std::{cell::Cell, ops::Deref};
+use std::{cell::Cell, marker::PhantomData, ops::Deref};
 
 use candle_core::{
     CpuStorage, DType, Device, InplaceOp1, Layout, Result, Shape, Storage, StorageRef, Tensor, bail,
@@ -18,7 +18,7 @@ pub(crate) struct View<'a> {
 /// # Errors
 /// When the tensor is not f32, not contiguous, or on a device that has no such kernel.
 pub(crate) fn read<'a>(op: &str, tensor: &'a Tensor) -> Result<View<'a>> {
-    check(op, tensor)?;
+    check::<f32>(op, tensor)?;
     let (storage, layout) = tensor.storage_and_layout();
     Ok(View {
         storage,
@@ -38,15 +38,45 @@ impl Deref for View<'_> {
     }
 }
 
-fn check(op: &str, tensor: &Tensor) -> Result<()> {
+/// What tensors that kernels write hold.
+trait Element: Sized {
+    const DTYPE: DType;
+
+    fn of(storage: &mut CpuStorage) -> Option<&mut Vec<Self>>;
+}
+
+impl Element for f32 {
+    const DTYPE: DType = DType::F32;
+
+    fn of(storage: &mut CpuStorage) -> Option<&mut Vec<Self>> {
+        match storage {
+            CpuStorage::F32(values) => Some(values),
+            _ => None,
+        }
+    }
+}
+
+impl Element for u8 {
+    const DTYPE: DType = DType::U8;
+
+    fn of(storage: &mut CpuStorage) -> Option<&mut Vec<Self>> {
+        match storage {
+            CpuStorage::U8(values) => Some(values),
+            _ => None,
+        }
+    }
+}
+
+fn check<T: Element>(op: &str, tensor: &Tensor) -> Result<()> {
     match tensor.device() {
         Device::Cpu => {}
         device => bail!("{op}: no kernel for the device {device:?} in this build; use cpu"),
     }
-    if tensor.dtype() != DType::F32 {
+    if tensor.dtype() != T::DTYPE {
         bail!(
-            "{op}: found {:?}; the CPU kernels compute in F32",
-            tensor.dtype()
+            "{op}: found {:?}; the CPU kernels compute in {:?} here",
+            tensor.dtype(),
+            T::DTYPE
         );
     }
     if !tensor.is_contiguous() {
@@ -64,30 +94,49 @@ pub(crate) fn write<R>(
     tensor: &Tensor,
     body: impl FnOnce(&mut [f32]) -> R,
 ) -> Result<R> {
-    check(op, tensor)?;
+    write_any(op, tensor, body)
+}
+
+/// [`write()`] of a tensor of bytes.
+pub(crate) fn write_bytes<R>(
+    op: &'static str,
+    tensor: &Tensor,
+    body: impl FnOnce(&mut [u8]) -> R,
+) -> Result<R> {
+    write_any(op, tensor, body)
+}
+
+fn write_any<T: Element, R>(
+    op: &'static str,
+    tensor: &Tensor,
+    body: impl FnOnce(&mut [T]) -> R,
+) -> Result<R> {
+    check::<T>(op, tensor)?;
     let write = Write {
         op,
         body: Cell::new(Some(body)),
         result: Cell::new(None),
+        element: PhantomData,
     };
     tensor.inplace_op1(&write)?;
     Ok(write.result.into_inner().expect("candle ran the operation"))
 }
 
-struct Write<F, R> {
+struct Write<T, F, R> {
     op: &'static str,
     body: Cell<Option<F>>,
     result: Cell<Option<R>>,
+    element: PhantomData<T>,
 }
 
-impl<R, F: FnOnce(&mut [f32]) -> R> InplaceOp1 for Write<F, R> {
+impl<T: Element, R, F: FnOnce(&mut [T]) -> R> InplaceOp1 for Write<T, F, R> {
     fn name(&self) -> &'static str {
         self.op
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        let CpuStorage::F32(values) = storage else {
-            bail!("{}: not an f32 tensor", self.op)
+        let Some(values) = T::of(storage) else {
+            bail!("{}: not a tensor of {:?}", self.op, T::DTYPE)
         };
         let start = layout.start_offset();
         let body = self.body.take().expect("candle runs an operation once");

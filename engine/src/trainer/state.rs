@@ -12,7 +12,6 @@ use crate::{
     adamw::Moments,
     checkpoint::{read_tensors, write_tensors},
     error::EngineError,
-    params::ParamId,
 };
 
 /// The layout that this version writes and reads.
@@ -53,8 +52,9 @@ impl Trainer {
         for moments in self.optimizer.moments() {
             let param = params.param(moments.id);
             tensors.push((format!("param/{}", param.name), &param.tensor));
-            tensors.push((format!("first/{}", param.name), &moments.first));
-            tensors.push((format!("second/{}", param.name), &moments.second));
+            for (kind, tensor) in moments.state.tensors() {
+                tensors.push((format!("{kind}/{}", param.name), tensor));
+            }
         }
         atomic::write_folder(folder, |new| {
             write_tensors(&new.join(TENSORS), tensors)?;
@@ -96,32 +96,27 @@ impl Trainer {
             )));
         }
         let params = &self.decoder.params;
-        let wanted: Vec<(ParamId, &str, &[usize])> = self
-            .optimizer
-            .moments()
-            .iter()
-            .map(|moments| {
-                let param = params.param(moments.id);
-                (moments.id, param.name.as_str(), param.tensor.dims())
-            })
-            .collect();
+        let wanted = self.optimizer.moments();
         let names: Vec<(String, Vec<usize>)> = wanted
             .iter()
-            .flat_map(|(_, name, shape)| {
-                ["param", "first", "second"].map(|kind| (format!("{kind}/{name}"), shape.to_vec()))
+            .flat_map(|moments| {
+                let param = params.param(moments.id);
+                let tensors = [("param", &param.tensor)]
+                    .into_iter()
+                    .chain(moments.state.tensors());
+                tensors.map(|(kind, t)| (format!("{kind}/{}", param.name), t.dims().to_vec()))
             })
             .collect();
-        let device = params.tensor(wanted[0].0).device().clone();
+        let device = params.tensor(wanted[0].id).device().clone();
         let mut tensors = read_tensors(&[folder.join(TENSORS)], &names, &device)?.into_iter();
         let mut next = || tensors.next().expect("one tensor per name");
         let mut loaded = Vec::new();
         let mut moments = Vec::new();
-        for (id, _, _) in wanted {
-            loaded.push((id, next()));
+        for Moments { id, state } in wanted {
+            loaded.push((*id, next()));
             moments.push(Moments {
-                id,
-                first: next(),
-                second: next(),
+                id: *id,
+                state: state.filled(&mut next)?,
             });
         }
         for (id, tensor) in loaded {

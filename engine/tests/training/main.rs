@@ -12,3 +12,4 @@ mod online;
 mod python;
 mod resume;
 mod setup;
+mod states;

@@ -183,6 +183,7 @@ fn assert_steps(weight_decay: f64, clip_norm: f64, lora: Option<LoraPlan>) {
             beta2: 0.97,
             eps: 1e-7,
             weight_decay,
+            ..AdamWPlan::default()
         },
         clip_norm,
         batch_examples: 0,

@@ -12,7 +12,7 @@ use candle_core::{DType, Device};
 use serde_json::{Map, Value, json};
 use t3s_core::{
     DecoderSpec,
-    plan::{DeviceChoice, LoraPlan, Precision, Recompute},
+    plan::{DeviceChoice, LoraPlan, Precision, Recompute, StatePrecision},
     registry::Registry,
 };
 use t3s_engine::memory;
@@ -231,7 +231,13 @@ impl BenchPlan {
             } => {
                 let adapters = lora.as_ref().map_or(0, |_| 4 * trainable);
                 let text = rounds * rows.tokens() as u64 * estimate::EXAMPLE_BYTES;
-                let step = estimate::training_bytes(spec, *recompute, trainable, pass(rows));
+                let step = estimate::training_bytes(
+                    spec,
+                    *recompute,
+                    StatePrecision::F32,
+                    trainable,
+                    pass(rows),
+                );
                 adapters + text + step
             }
             Work::Score { rows } => estimate::scoring_bytes(spec, pass(rows)),

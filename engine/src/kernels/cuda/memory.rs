@@ -49,6 +49,7 @@ fn on_device(op: &str, storage: &candle_core::CudaStorage) -> Result<u64> {
         Slice::BF16(values) => values.device_ptr(&stream).0,
         Slice::F64(values) => values.device_ptr(&stream).0,
         Slice::U32(values) => values.device_ptr(&stream).0,
+        Slice::U8(values) => values.device_ptr(&stream).0,
         _ => bail!("{op}: kernels compute in F32 or BF16"),
     })
 }
@@ -59,6 +60,7 @@ fn on_host(op: &str, storage: &CpuStorage) -> Result<u64> {
         CpuStorage::BF16(values) => values.as_ptr() as u64,
         CpuStorage::F64(values) => values.as_ptr() as u64,
         CpuStorage::U32(values) => values.as_ptr() as u64,
+        CpuStorage::U8(values) => values.as_ptr() as u64,
         _ => bail!("{op}: kernels compute in F32 or BF16"),
     })
 }

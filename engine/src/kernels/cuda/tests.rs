@@ -393,6 +393,26 @@ fn adamw_matches_its_twin() {
     });
 }
 
+/// The codes are the same; the last of three steps moves the parameter, so that it is rounded once.
+#[test]
+fn adamw_with_8_bit_moments_matches_its_twin() {
+    let inputs = [random("p", &[701])];
+    compare("adamw 8bit", &inputs, |t| {
+        let g = |step| {
+            random(&format!("g{step}"), &[701])
+                .to_device(t[0].device())
+                .unwrap()
+        };
+        let zeros = || adamw::Quantised::zeros(t[0].shape(), t[0].device()).unwrap();
+        let (m, v) = (zeros(), zeros());
+        let other = t[0].to_dtype(DType::F32).unwrap().copy().unwrap();
+        for (step, parameter) in [&other, &other, &t[0]].into_iter().enumerate() {
+            adamw::step_8bit(parameter, &g(step), &m, &v, STEP).unwrap();
+        }
+        vec![t[0].clone(), m.codes, m.scales, v.codes, v.scales]
+    });
+}
+
 /// What is stored is one of the two neighbours, and the mean of many is the number itself.
 #[test]
 fn bfloat16_parameters_are_rounded_without_bias() {
