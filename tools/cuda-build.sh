@@ -63,9 +63,11 @@ if [ "$(cat "$folder/candle/stamp" 2> /dev/null)" != "$stamp" ]; then
     echo "$stamp" > "$folder/candle/stamp"
 fi
 
-for member in core data strategies model-adapters engine pipeline cli plugins tests benches docs \
-    tools README.md rust-toolchain.toml; do
-    if [ -e "$member" ]; then ln -sfn "$root/$member" "$folder/$member"; fi
+for entry in *; do
+    case $entry in
+        target | Cargo.toml | Cargo.lock) ;;
+        *) ln -sfn "$root/$entry" "$folder/$entry" ;;
+    esac
 done
 {
     cat Cargo.toml
