@@ -3,9 +3,10 @@
 use std::{env, path::Path, process::Command};
 
 /// The `.cu` files of `src/kernels`.
-const KERNELS: [&str; 9] = [
+const KERNELS: [&str; 10] = [
     "adamw",
     "attention",
+    "attention_mma",
     "cross_entropy",
     "embedding",
     "gradients",
@@ -24,7 +25,9 @@ fn main() {
         return;
     }
     println!("cargo:rerun-if-env-changed=NVCC");
-    println!("cargo:rerun-if-changed=src/kernels/device.cuh");
+    for header in ["attention_pattern", "device", "tensor_core"] {
+        println!("cargo:rerun-if-changed=src/kernels/{header}.cuh");
+    }
     let nvcc = env::var("NVCC").unwrap_or_else(|_| "nvcc".to_owned());
     let out = env::var("OUT_DIR").expect("cargo sets it");
     let compilers: Vec<_> = KERNELS

@@ -5,7 +5,7 @@ use t3s_core::AttentionPattern;
 
 use super::{
     launch::{Launch, Source, THREADS, source},
-    memory::{indices, one_dtype, overwritten},
+    memory::{address, indices, one_dtype, overwritten},
 };
 use crate::kernels::{
     attention::{Forwarded, Heads},
@@ -13,44 +13,67 @@ use crate::kernels::{
 };
 
 const SOURCE: Source = source!("attention");
+const MMA: Source = source!("attention_mma");
 
-/// What one kernel is compiled for; the constants of attention.cu.
+/// The kernels of one type and head size; the constants of attention.cu and attention_mma.cu.
 #[derive(Debug, Clone, Copy)]
-struct Size {
-    /// Heads of up to so many elements.
+struct Kernels {
+    source: Source,
+    /// What the names of its kernels start with.
+    prefix: &'static str,
+    /// Heads of up to so many elements, or of exactly so many on tensor cores.
     head_dim: usize,
     /// Rows of a tile.
     tile: usize,
+    threads: u32,
+    /// Elements between two rows in shared memory.
+    stride: usize,
+    /// Bytes of shared memory for a tile of scores.
+    scores: usize,
 }
 
-impl Size {
-    fn of(head_dim: usize) -> Result<Self> {
-        match head_dim {
-            0..=64 => Ok(Self {
-                head_dim: 64,
-                tile: 64,
-            }),
-            65..=128 => Ok(Self {
-                head_dim: 128,
-                tile: 64,
-            }),
-            129..=256 => Ok(Self {
-                head_dim: 256,
-                tile: 32,
-            }),
-            _ => bail!("attention: heads of {head_dim}; the CUDA kernels have room for 256"),
+impl Kernels {
+    /// Those for `tensors`, which are of one type: on tensor cores where the size, the type and the
+    /// tensors' alignment (16 bytes, which views of whole rows of a new tensor have) allow.
+    fn of(head_dim: usize, tensors: &[&Tensor]) -> Result<Self> {
+        let dtype = tensors[0].dtype();
+        let mut aligned = true;
+        for tensor in tensors {
+            aligned &= address("attention", tensor)?.is_multiple_of(16);
         }
+        if dtype == DType::BF16 && matches!(head_dim, 64 | 96 | 128) && aligned {
+            return Ok(Self {
+                source: MMA,
+                prefix: "attention_mma",
+                head_dim,
+                tile: 64,
+                threads: 128,
+                stride: head_dim + 8,
+                scores: 0,
+            });
+        }
+        let (head_dim, tile) = match head_dim {
+            0..=64 => (64, 64),
+            65..=128 => (128, 64),
+            129..=256 => (256, 32),
+            _ => bail!("attention: heads of {head_dim}; the CUDA kernels have room for 256"),
+        };
+        Ok(Self {
+            source: SOURCE,
+            prefix: "attention",
+            head_dim,
+            tile,
+            threads: THREADS,
+            stride: head_dim + 4 / dtype.size_in_bytes(),
+            scores: tile * (tile + 1) * 4,
+        })
     }
 
-    fn kernel(self, name: &str) -> String {
-        format!("{name}_{}", self.head_dim)
-    }
-
-    /// Bytes of `tiles` tiles of rows and one of scores.
-    fn shared(self, tiles: usize, dtype: DType) -> usize {
-        let bytes = dtype.size_in_bytes();
-        let stride = self.head_dim + 4 / bytes;
-        tiles * self.tile * stride * bytes + self.tile * (self.tile + 1) * 4
+    /// The pass `name`, with room for `tiles` tiles of rows of the type of `like`.
+    fn launch(self, name: &str, tiles: usize, like: &Tensor) -> Result<Launch> {
+        let kernel = format!("{}_{name}_{}", self.prefix, self.head_dim);
+        let rows = tiles * self.tile * self.stride * like.dtype().size_in_bytes();
+        Ok(Launch::of(self.source, &kernel, like)?.shared(rows + self.scores))
     }
 }
 
@@ -65,7 +88,7 @@ struct Tiles {
 }
 
 impl Tiles {
-    fn new(offsets: &[u32], pattern: AttentionPattern, size: Size) -> Self {
+    fn new(offsets: &[u32], pattern: AttentionPattern, tile: usize) -> Self {
         let mut all = Self {
             tiles: Vec::new(),
             first: Vec::new(),
@@ -74,8 +97,8 @@ impl Tiles {
         for example in offsets.windows(2) {
             let len = example[1] - example[0];
             let first = all.len();
-            for tile in Spans::new(pattern, len as usize).query_tiles(0, size.tile) {
-                let (start, n) = (tile.start as u32, tile.len() as u32);
+            for rows in Spans::new(pattern, len as usize).query_tiles(0, tile) {
+                let (start, n) = (rows.start as u32, rows.len() as u32);
                 all.tiles.extend([example[0], len, start, n]);
             }
             let n = all.len() - first;
@@ -120,19 +143,21 @@ pub(in crate::kernels) fn forward(
 ) -> Result<(Tensor, Tensor)> {
     let dtype = one_dtype("attention", &[q, k, v])?;
     let (rows, device) = (q.dim(0)?, q.device());
-    let size = Size::of(heads.head_dim)?;
-    let tiles = Tiles::new(offsets, pattern, size);
+    let kernels = Kernels::of(heads.head_dim, &[q, k, v])?;
+    let tiles = Tiles::new(offsets, pattern, kernels.tile);
     let out = overwritten(q.shape(), dtype, device)?;
     let lse = overwritten((rows, heads.n_heads), DType::F32, device)?;
-    let launch = Launch::of(SOURCE, &size.kernel("attention_forward"), q)?
-        .shared(size.shared(2, dtype))
+    // The plain kernel keeps keys and values in one tile, one after the other.
+    let row_tiles = if kernels.scores > 0 { 2 } else { 3 };
+    let launch = kernels
+        .launch("forward", row_tiles, q)?
         .tensor(q)?
         .tensor(k)?
         .tensor(v)?
         .tensor(&list(&tiles.tiles, device)?)?
         .tensor(&out)?
         .tensor(&lse)?;
-    shape(launch, heads, pattern)?.run((tiles.len(), heads.n_heads), THREADS)?;
+    shape(launch, heads, pattern)?.run((tiles.len(), heads.n_heads), kernels.threads)?;
     Ok((out, lse))
 }
 
@@ -149,8 +174,8 @@ pub(in crate::kernels) fn backward(
     let Forwarded { q, k, v, out, lse } = forwarded;
     let dtype = one_dtype("attention", &[d_out, q, k, v, out])?;
     let (rows, device) = (q.dim(0)?, q.device());
-    let size = Size::of(heads.head_dim)?;
-    let tiles = Tiles::new(offsets, pattern, size);
+    let kernels = Kernels::of(heads.head_dim, &[q, k, v, d_out])?;
+    let tiles = Tiles::new(offsets, pattern, kernels.tile);
     let listed = list(&tiles.tiles, device)?;
     let items = rows * heads.n_heads;
     let delta = overwritten((rows, heads.n_heads), DType::F32, device)?;
@@ -163,8 +188,8 @@ pub(in crate::kernels) fn backward(
         .run((items.div_ceil(WARPS), 1), THREADS)?;
 
     let dq = overwritten(q.shape(), dtype, device)?;
-    let launch = Launch::of(SOURCE, &size.kernel("attention_backward_queries"), q)?
-        .shared(size.shared(4, dtype))
+    let launch = kernels
+        .launch("backward_queries", 4, q)?
         .tensor(q)?
         .tensor(k)?
         .tensor(v)?
@@ -173,12 +198,12 @@ pub(in crate::kernels) fn backward(
         .tensor(&delta)?
         .tensor(&listed)?
         .tensor(&dq)?;
-    shape(launch, heads, pattern)?.run((tiles.len(), heads.n_heads), THREADS)?;
+    shape(launch, heads, pattern)?.run((tiles.len(), heads.n_heads), kernels.threads)?;
 
     let dk = overwritten(k.shape(), dtype, device)?;
     let dv = overwritten(v.shape(), dtype, device)?;
-    let launch = Launch::of(SOURCE, &size.kernel("attention_backward_keys"), q)?
-        .shared(size.shared(4, dtype))
+    let launch = kernels
+        .launch("backward_keys", 4, q)?
         .tensor(q)?
         .tensor(k)?
         .tensor(v)?
@@ -191,7 +216,7 @@ pub(in crate::kernels) fn backward(
         .tensor(&list(&tiles.count, device)?)?
         .tensor(&dk)?
         .tensor(&dv)?;
-    shape(launch, heads, pattern)?.run((tiles.len(), heads.n_kv_heads), THREADS)?;
+    shape(launch, heads, pattern)?.run((tiles.len(), heads.n_kv_heads), kernels.threads)?;
     Ok((dq, dk, dv))
 }
 

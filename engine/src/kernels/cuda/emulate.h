@@ -62,6 +62,7 @@ inline __nv_bfloat16 __float2bfloat16_rn(float f) {
     bits += 0x7fff + ((bits >> 16) & 1);
     return {static_cast<uint16_t>(bits >> 16)};
 }
+inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 x) { return x.bits; }
 inline float __expf(float x) { return std::exp(x); }
 inline uint32_t min(uint32_t a, uint32_t b) { return a < b ? a : b; }
 inline uint32_t max(uint32_t a, uint32_t b) { return a > b ? a : b; }
@@ -115,6 +116,18 @@ inline Context scheduler;
 inline unsigned current;
 inline std::vector<char> dynamic_shared;
 inline double lanes[2][1024];
+// What the lanes of a warp hand to a tensor core: an address, or a fragment of both factors.
+struct Given {
+    const void *row;
+    uint32_t a[4], b[2];
+};
+inline Given given[2][1024];
+// Copies that a thread has started and not yet waited for.
+struct Copy {
+    void *to;
+    const void *from;
+};
+inline std::vector<Copy> copies[1024];
 inline std::function<void()> body;
 
 inline void enter() {
@@ -158,6 +171,7 @@ inline const char *run_block(unsigned threads, bool reversed) {
         prepare(fibres[i].context, stacks[i].data(), stack, enter);
         fibres[i].state = State::Ready;
         fibres[i].shuffles = 0;
+        copies[i].clear();
     }
     // One warp after the other as far as it gets, so that warps are as far apart as barriers allow.
     const unsigned warps = threads / 32;
@@ -188,6 +202,66 @@ template <typename T> T shuffle_xor(T value, int offset) {
     buffer[current] = static_cast<double>(value);
     wait(State::AtWarp);
     return static_cast<T>(buffer[current ^ static_cast<unsigned>(offset)]);
+}
+
+// ldmatrix.x4: lane 8 i + r has the address of row r of the i-th matrix of 8 x 8 16-bit numbers. Each
+// lane gets two neighbours of one row of each matrix, or of one column where `transposed`.
+inline void load_matrices(uint32_t out[4], const void *row, bool transposed) {
+    Fibre &fibre = fibres[current];
+    Given *buffer = given[fibre.shuffles++ % 2];
+    buffer[current].row = row;
+    wait(State::AtWarp);
+    const unsigned lane = current % 32, warp = current - lane;
+    for (unsigned i = 0; i < 4; i++) {
+        uint16_t pair[2];
+        for (unsigned j = 0; j < 2; j++) {
+            const unsigned along = 2 * (lane % 4) + j, across = lane / 4;
+            const unsigned r = transposed ? along : across, c = transposed ? across : along;
+            const void *start = buffer[warp + 8 * i + r].row;
+            if (reinterpret_cast<uintptr_t>(start) % 16 != 0) {
+                std::fprintf(stderr, "ldmatrix: a row that is not aligned to 16 bytes\n");
+                std::abort();
+            }
+            std::memcpy(&pair[j], static_cast<const char *>(start) + 2 * c, 2);
+        }
+        out[i] = pair[0] | static_cast<uint32_t>(pair[1]) << 16;
+    }
+}
+
+// mma.m16n8k16, row by column, bfloat16 into float: c += a b, by the fragments' layout in the PTX manual.
+inline void multiply_add(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1) {
+    Fibre &fibre = fibres[current];
+    Given *buffer = given[fibre.shuffles++ % 2];
+    std::memcpy(buffer[current].a, a, sizeof(buffer[current].a));
+    buffer[current].b[0] = b0;
+    buffer[current].b[1] = b1;
+    wait(State::AtWarp);
+    const unsigned lane = current % 32, warp = current - lane;
+    const auto half = [](uint32_t pair, unsigned k) {
+        return __bfloat162float({static_cast<uint16_t>(pair >> 16 * (k % 2))});
+    };
+    for (unsigned i = 0; i < 4; i++) {
+        const unsigned row = lane / 4, above = i / 2, column = 2 * (lane % 4) + i % 2;
+        for (unsigned k = 0; k < 16; k++) {
+            const unsigned t = k % 8 / 2, upper = k / 8;
+            const uint32_t x = buffer[warp + 4 * row + t].a[2 * upper + above];
+            const uint32_t y = buffer[warp + 4 * column + t].b[upper];
+            c[i] += half(x, k) * half(y, k);
+        }
+    }
+}
+
+// cp.async: nothing is there before the thread has waited for it.
+inline void start_copy(void *to, const void *from) {
+    if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % 16 != 0) {
+        std::fprintf(stderr, "cp.async: an address that is not aligned to 16 bytes\n");
+        std::abort();
+    }
+    copies[current].push_back({to, from});
+}
+inline void wait_for_copies() {
+    for (const Copy &copy : copies[current]) std::memcpy(copy.to, copy.from, 16);
+    copies[current].clear();
 }
 
 struct Kernel {

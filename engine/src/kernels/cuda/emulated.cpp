@@ -1,6 +1,7 @@
 // All kernels, compiled for the CPU by the tests.
 #include "../adamw.cu"
 #include "../attention.cu"
+#include "../attention_mma.cu"
 #include "../cross_entropy.cu"
 #include "../embedding.cu"
 #include "../gradients.cu"

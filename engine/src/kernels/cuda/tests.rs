@@ -290,6 +290,20 @@ fn attention_of_wide_heads_matches_its_twin() {
     }
 }
 
+/// Tensor cores take bfloat16 of three sizes: every pattern, tiles that end early, several examples,
+/// several query heads per key.
+#[test]
+fn attention_on_tensor_cores_matches_its_twin_in_every_pattern() {
+    for (head_dim, pattern) in [64, 96, 128, 64].into_iter().zip(PATTERNS) {
+        let heads = attention::Heads {
+            n_heads: 2,
+            n_kv_heads: 1,
+            head_dim,
+        };
+        check_attention(heads, &[0, 75, 75, 78, 108], pattern);
+    }
+}
+
 fn head_rows(n: usize, vocab: u64) -> Vec<cross_entropy::HeadRow> {
     let targets = ids("targets", n, vocab);
     let rows = targets
