@@ -5,7 +5,8 @@
 #
 # 1. the device is there   2. every kernel against its CPU twin, a step, training, the golden
 # reference   3. memcheck of the same, where compute-sanitizer is   4. the plan T3S_PLAN (the
-# quickstart's) on the GPU and on the CPU finds the same bottleneck; both take the time they print.
+# quickstart's) on the GPU and on the CPU finds the same bottleneck; both take the time they print
+# 5. the benchmarks (gpu-bench.sh; T3S_BENCH=0 leaves them out).
 # Stops at the first failure and says which.
 set -euo pipefail
 folder=$(cd "${1:-$(dirname "$0")}" && pwd)
@@ -43,17 +44,13 @@ else
     step "compute-sanitizer is not here: memory accesses are unchecked"
 fi
 
-step "the quickstart, on the GPU and on the CPU"
-plan=${T3S_PLAN:-}
-if [ -z "$plan" ]; then
-    echo "skipped: set T3S_PLAN to examples/quickstart/plan.toml (its make.sh makes what it reads)"
-    exit 0
-fi
-work=$(mktemp -d)
-for device in cpu cuda:0; do
-    "$folder/t3s" run "$plan" --set "device=$device" --set "out=$work/${device%:0}"
-done
-python3 - "$work/cpu/summary.json" "$work/cuda/summary.json" <<'END'
+quickstart() {
+    local work
+    work=$(mktemp -d)
+    for device in cpu cuda:0; do
+        "$folder/t3s" run "$1" --set "device=$device" --set "out=$work/${device%:0}"
+    done
+    python3 - "$work/cpu/summary.json" "$work/cuda/summary.json" <<'END'
 import json, sys
 
 cpu, gpu = (json.load(open(path)) for path in sys.argv[1:])
@@ -65,3 +62,16 @@ decisions = [run["bottleneck"]["step"] for run in (cpu, gpu)]
 print("bottleneck step", *decisions)
 sys.exit(decisions[0] != decisions[1])
 END
+}
+
+step "the quickstart, on the GPU and on the CPU"
+if [ -n "${T3S_PLAN:-}" ]; then
+    quickstart "$T3S_PLAN"
+else
+    echo "skipped: set T3S_PLAN to examples/quickstart/plan.toml (its make.sh makes what it reads)"
+fi
+
+if [ "${T3S_BENCH:-1}" != 0 ]; then
+    step "benchmarks"
+    "$folder/gpu-bench.sh" "$folder"
+fi

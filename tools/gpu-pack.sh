@@ -4,8 +4,7 @@
 #
 #   tools/gpu-pack.sh [FOLDER]      # default: target/gpu-check
 #
-# Copy the folder, this repository's tools/gpu-check.sh and, for the golden tests, the reference data
-# (T3S_SHARED) to that machine.
+# Copy the folder and, for the golden tests, the reference data (T3S_SHARED) to that machine.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=${1:-target/gpu-check}
@@ -22,5 +21,9 @@ tools/cuda-build.sh test --release -p t3s-engine --features cuda --no-run \
     while read -r name executable; do
         cp "$executable" "$folder/test-$name"
     done
-cp tools/gpu-check.sh "$folder/"
+cp tools/gpu-check.sh tools/gpu-bench.sh "$folder/"
+# The peer, and the geometries it reads, where its path says.
+mkdir -p "$folder/benches" "$folder/pipeline/src/bench"
+cp -r benches/peers "$folder/benches/"
+cp -r pipeline/src/bench/configs "$folder/pipeline/src/bench/"
 ls -l "$folder"
