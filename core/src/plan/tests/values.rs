@@ -67,7 +67,7 @@ fn plans_extend_plans_relative_to_themselves() {
         explained("train.packing"),
         "train.packing = true\n  from default"
     );
-    assert_eq!(loaded.explain("train.adamw").unwrap().len(), 4);
+    assert_eq!(loaded.explain("train.adamw").unwrap().len(), 5);
     assert_eq!(
         loaded.explain("train.stepz").unwrap_err().to_string(),
         "train.stepz: unknown key; did you mean train.steps?"
