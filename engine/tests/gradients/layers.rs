@@ -353,8 +353,9 @@ fn check_attention(
             let found = oracle::dot(&wide(&grad), &wide(&direction));
             let scale = f64::from(norm) * oracle::dot(&wide(&direction), &wide(&direction)).sqrt();
             let error = (found - wanted).abs() / scale.max(1e-6);
+            // Where a probability is next to 1, the gradient is a small difference of large terms.
             assert!(
-                error <= 2e-6,
+                error <= 1e-5,
                 "input {which}, direction {stream}: {error:e}"
             );
         }
