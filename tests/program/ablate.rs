@@ -301,8 +301,8 @@ fn tasks_of_an_array_job_come_to_the_same_table() {
     let folder = fs::canonicalize(world.folder.path()).unwrap();
     let plain = script
         .replace(support::program().to_str().unwrap(), "/opt/t3s")
-        .replace(folder.to_str().unwrap(), "/work")
-        .replace(world.folder.path().to_str().unwrap(), "/work");
+        .replace(folder.to_str().unwrap(), "/data")
+        .replace(world.folder.path().to_str().unwrap(), "/data");
     insta::assert_snapshot!(plain);
     let unfinished = ablate(&world, &[&cells[..], &["--collect"]].concat()).good();
     let unfinished = table(&unfinished);
