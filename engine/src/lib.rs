@@ -19,6 +19,7 @@ pub mod memory;
 pub mod normaliser;
 pub mod online;
 pub mod params;
+pub mod profile;
 pub mod sample;
 pub mod schedule;
 pub mod score;

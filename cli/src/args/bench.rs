@@ -45,6 +45,9 @@ pub struct CommonBench {
     /// Seed of weights and tokens
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
+    /// On a GPU: one repetition more, with a clock around every kernel
+    #[arg(long)]
+    pub profile: bool,
 }
 
 /// The rows of a step.
@@ -200,6 +203,7 @@ impl BenchArgs {
             warmup: common.warmup,
             device: common.device.clone(),
             seed: common.seed,
+            profile: common.profile,
         })
     }
 }

@@ -3,7 +3,7 @@
 use comfy_table::{CellAlignment, Table, presets::UTF8_BORDERS_ONLY};
 use t3s_core::registry::Registry;
 use t3s_pipeline::{
-    bench::{Report, Spread, bench},
+    bench::{Part, Report, Spread, bench},
     estimate::count,
 };
 
@@ -52,6 +52,9 @@ fn print(report: &Report) {
         machine.load_before.as_deref().unwrap_or("unknown")
     );
     println!("{}", table(report));
+    for part in report.parts.iter().filter(|part| !part.kernels.is_empty()) {
+        println!("{}", kernels(part));
+    }
     let gemm = &report.gemm;
     println!(
         "best product: {:.1} GFLOP/s, {} x {1} x {1}",
@@ -68,6 +71,26 @@ fn print(report: &Report) {
     if let Some([first, last]) = report.loss {
         println!("loss: {first:.4} at first, {last:.4} at last");
     }
+}
+
+/// Where the time of a part goes.
+fn kernels(part: &Part) -> Table {
+    let all: f64 = part.kernels.iter().map(|kernel| kernel.seconds).sum();
+    let mut table = Table::new();
+    table.load_style(UTF8_BORDERS_ONLY);
+    table.set_header([part.name.as_str(), "launches", "ms", "share"]);
+    for kernel in &part.kernels {
+        table.add_row([
+            kernel.name.clone(),
+            kernel.launches.to_string(),
+            format!("{:.3}", 1e3 * kernel.seconds),
+            format!("{:.1} %", 100.0 * kernel.seconds / all),
+        ]);
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
 }
 
 fn table(report: &Report) -> Table {

@@ -38,6 +38,8 @@ pub struct BenchPlan {
     pub device: DeviceChoice,
     /// Of weights and tokens.
     pub seed: u64,
+    /// Whether one repetition more is run with a clock around every kernel of a GPU.
+    pub profile: bool,
 }
 
 /// The work that is measured.

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use serde_json::{Map, Value};
+use t3s_engine::profile::KernelTime;
 
 use super::{
     gemm::GemmPeak,
@@ -85,6 +86,9 @@ pub struct Part {
     pub share_of_gemm: f64,
     /// What all repetitions used together.
     pub usage: Usage,
+    /// Of one repetition more, where a profile was asked for and the device has one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub kernels: Vec<KernelTime>,
 }
 
 /// The middle and the ends of some figures.
@@ -126,6 +130,7 @@ pub(super) struct Timed {
     pub flops: u64,
     pub seconds: Vec<f64>,
     pub usage: Usage,
+    pub kernels: Vec<KernelTime>,
 }
 
 impl Timed {
@@ -142,6 +147,7 @@ impl Timed {
             flops: self.flops,
             seconds: self.seconds,
             usage: self.usage,
+            kernels: self.kernels,
         }
     }
 }

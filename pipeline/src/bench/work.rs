@@ -10,7 +10,9 @@ use t3s_core::{
 };
 use t3s_engine::{
     Columns, Decoder, EngineError, Grads, Scoring, Trainer, generate, head::HeadRow, init_params,
-    layers::lora, score,
+    layers::lora,
+    profile::{self, KernelTime},
+    score,
 };
 
 use super::{BenchPlan, Rows, Work, flops::Flops, machine::Usage, report::Timed};
@@ -80,6 +82,13 @@ pub(super) fn measure(
     Ok(Measured { parts, loss })
 }
 
+/// Work that was repeated.
+struct Repeated {
+    seconds: Vec<f64>,
+    usage: Usage,
+    kernels: Vec<KernelTime>,
+}
+
 struct Clock<'a> {
     plan: &'a BenchPlan,
     device: &'a Device,
@@ -102,7 +111,7 @@ impl Clock<'_> {
     fn repeat(
         &self,
         mut work: impl FnMut() -> Result<(), EngineError>,
-    ) -> Result<(Vec<f64>, Usage), EngineError> {
+    ) -> Result<Repeated, EngineError> {
         for _ in 0..self.plan.warmup {
             self.time(&mut work)?;
         }
@@ -110,7 +119,18 @@ impl Clock<'_> {
         let seconds = (0..self.plan.steps)
             .map(|_| Ok(self.time(&mut work)?.0))
             .collect::<Result<_, EngineError>>()?;
-        Ok((seconds, Usage::now().since(before)))
+        let usage = Usage::now().since(before);
+        let mut kernels = Vec::new();
+        if self.plan.profile {
+            profile::start(self.device);
+            self.time(&mut work)?;
+            kernels = profile::stop(self.device)?;
+        }
+        Ok(Repeated {
+            seconds,
+            usage,
+            kernels,
+        })
     }
 
     fn train(
@@ -120,7 +140,7 @@ impl Clock<'_> {
         flops: &Flops,
         train: TrainPlan,
     ) -> Result<(Timed, [f64; 2]), EngineError> {
-        let rounds = self.plan.warmup + self.plan.steps;
+        let rounds = self.plan.warmup + self.plan.steps + usize::from(self.plan.profile);
         // As many as all steps read, so that none comes twice.
         let examples = self.examples(&decoder.spec, rows, rounds * rows.batch, |at| {
             (true, f32::from(u8::from(rows.is_target(at))))
@@ -129,7 +149,7 @@ impl Clock<'_> {
         let examples = Arc::new(examples);
         let mut trainer = Trainer::new(decoder, objective, examples, train, self.plan.seed)?;
         let mut losses = Vec::with_capacity(rounds);
-        let (seconds, usage) = self.repeat(|| {
+        let done = self.repeat(|| {
             losses.push(trainer.step()?.loss);
             Ok(())
         })?;
@@ -140,8 +160,9 @@ impl Clock<'_> {
             tokens: batch * seq,
             rows: targets,
             flops: flops.train(batch, seq, targets),
-            seconds,
-            usage,
+            seconds: done.seconds,
+            usage: done.usage,
+            kernels: done.kernels,
         };
         Ok((part, [losses[0], losses[rounds - 1]]))
     }
@@ -156,7 +177,7 @@ impl Clock<'_> {
         };
         let how = Scoring::of(&plan, Columns::SCALARS, self.plan.seed);
         let go_on = &mut |_| ControlFlow::Continue(());
-        let (seconds, usage) = self.repeat(|| {
+        let done = self.repeat(|| {
             score(decoder, &NextToken, &examples, &how, go_on)?;
             Ok(())
         })?;
@@ -167,8 +188,9 @@ impl Clock<'_> {
             tokens: batch * seq,
             rows: targets,
             flops: flops.forward(batch, seq, targets),
-            seconds,
-            usage,
+            seconds: done.seconds,
+            usage: done.usage,
+            kernels: done.kernels,
         })
     }
 
@@ -236,6 +258,7 @@ impl Clock<'_> {
                 flops: flops.prefill(batch, prompt),
                 seconds: first.0,
                 usage: first.1,
+                kernels: Vec::new(),
             },
             Timed {
                 name: "decode".to_owned(),
@@ -244,6 +267,7 @@ impl Clock<'_> {
                 flops: flops.decode(batch, prompt, new),
                 seconds: rest.0,
                 usage: rest.1,
+                kernels: Vec::new(),
             },
         ])
     }
@@ -278,7 +302,7 @@ impl Clock<'_> {
                     coefficient: 1.0 / n as f32,
                 })
                 .collect();
-            let (seconds, usage) = self.repeat(|| {
+            let done = self.repeat(|| {
                 decoder.head_forward_backward(&hidden, &asked, None, &mut grads)?;
                 Ok(())
             })?;
@@ -287,8 +311,9 @@ impl Clock<'_> {
                 tokens: n as u64,
                 rows: asked.len() as u64,
                 flops: flops.head(asked.len() as u64),
-                seconds,
-                usage,
+                seconds: done.seconds,
+                usage: done.usage,
+                kernels: done.kernels,
             });
         }
         Ok(parts)

@@ -131,33 +131,39 @@ fn cublas(
     };
     let (alpha, beta) = (scale, if into == Into::Add { 1.0f32 } else { 0.0 });
     let blas = device.cublas_handle();
-    // SAFETY: shapes were checked against each other and each matrix lies inside its tensor by
-    // construction; alpha and beta are host floats, which is the handle's default pointer mode.
-    #[expect(unsafe_code, reason = "see the safety comment")]
-    let result = unsafe {
-        gemm_ex(
-            *blas.handle(),
-            operation(b),
-            operation(a),
-            int(c.columns)?,
-            int(c.rows)?,
-            int(a.columns)?,
-            std::ptr::from_ref(&alpha).cast(),
-            pointer(b)? as *const _,
-            kind(b),
-            int(b.stride)?,
-            pointer(a)? as *const _,
-            kind(a),
-            int(a.stride)?,
-            std::ptr::from_ref(&beta).cast(),
-            pointer(c)? as *mut _,
-            kind(c),
-            int(c.stride)?,
-            sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
-            sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
-        )
-    };
-    result.map_err(|error| candle_core::Error::Msg(format!("{op}: cuBLAS: {error:?}")))
+    let product = [int(c.rows)?, int(a.columns)?, int(c.columns)?];
+    let (b_at, a_at, c_at) = (pointer(b)?, pointer(a)?, pointer(c)?);
+    let (b_stride, a_stride, c_stride) = (int(b.stride)?, int(a.stride)?, int(c.stride)?);
+    let named = || format!("{op} {} x {} x {}", product[0], product[1], product[2]);
+    crate::profile::around(device, named, || {
+        // SAFETY: shapes were checked against each other and each matrix lies inside its tensor by
+        // construction; alpha and beta are host floats, which is the handle's default pointer mode.
+        #[expect(unsafe_code, reason = "see the safety comment")]
+        let result = unsafe {
+            gemm_ex(
+                *blas.handle(),
+                operation(b),
+                operation(a),
+                product[2],
+                product[0],
+                product[1],
+                std::ptr::from_ref(&alpha).cast(),
+                b_at as *const _,
+                kind(b),
+                b_stride,
+                a_at as *const _,
+                kind(a),
+                a_stride,
+                std::ptr::from_ref(&beta).cast(),
+                c_at as *mut _,
+                kind(c),
+                c_stride,
+                sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+                sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+            )
+        };
+        result.map_err(|error| candle_core::Error::Msg(format!("{op}: cuBLAS: {error:?}")))
+    })
 }
 
 #[cfg(test)]

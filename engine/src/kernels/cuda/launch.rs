@@ -161,21 +161,27 @@ impl Launch {
                     let most = driver::sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
                     function.set_attribute(most, self.shared as i32).w()?;
                 }
-                // SAFETY: the arguments are those of the kernel, in its order (the emulator's tests
-                // run every launch), and the tensors behind the addresses live until after this
-                // call; freeing them is ordered behind the kernel by the stream.
-                #[expect(unsafe_code, reason = "see the safety comment")]
-                unsafe {
-                    driver::result::launch_kernel(
-                        function.cu_function(),
-                        (grid[0], grid[1], grid[2]),
-                        (threads, 1, 1),
-                        self.shared,
-                        device.cuda_stream().cu_stream(),
-                        &mut pointers,
-                    )
-                    .w()
-                }
+                crate::profile::around(
+                    device,
+                    || self.kernel.clone(),
+                    || {
+                        // SAFETY: the arguments are those of the kernel, in its order (the emulator's
+                        // tests run every launch), and the tensors behind the addresses live until
+                        // after this call; freeing them is ordered behind the kernel by the stream.
+                        #[expect(unsafe_code, reason = "see the safety comment")]
+                        unsafe {
+                            driver::result::launch_kernel(
+                                function.cu_function(),
+                                (grid[0], grid[1], grid[2]),
+                                (threads, 1, 1),
+                                self.shared,
+                                device.cuda_stream().cu_stream(),
+                                &mut pointers,
+                            )
+                            .w()
+                        }
+                    },
+                )
             }
             #[cfg(test)]
             Device::Cpu => {
