@@ -2,8 +2,13 @@
 #include "device.cuh"
 
 extern "C" __global__ void scale(float *values, float factor, u64 n) {
-    const u64 i = static_cast<u64>(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i < n) values[i] *= factor;
+    const u64 i = first_of_eight();
+    if (i >= n) return;
+    Eight v;
+    v.load(values + i, n - i);
+#pragma unroll
+    for (u32 e = 0; e < EIGHT; e++) v.v[e] *= factor;
+    v.store(values + i, n - i);
 }
 REGISTERED(scale)
 
@@ -12,19 +17,16 @@ template <typename T>
 __device__ void sum_of_squares(const T *values, double *partial, u64 n, u64 run) {
     const u64 first = blockIdx.x * run, last = first + run < n ? first + run : n;
     double total = 0.0;
-    float sum = 0.0f;
-    u32 terms = 0;
-    for (u64 i = first + threadIdx.x; i < last; i += blockDim.x) {
-        const float v = to_float(values[i]);
-        sum += v * v;
+    for (u64 i = first + threadIdx.x * EIGHT; i < last; i += blockDim.x * EIGHT) {
+        Eight v;
+        v.load(values + i, last - i);
         // Few enough that the float sum loses nothing that matters.
-        if (++terms == 64) {
-            total += sum;
-            sum = 0.0f;
-            terms = 0;
-        }
+        float sum = 0.0f;
+#pragma unroll
+        for (u32 e = 0; e < EIGHT; e++) sum += v.v[e] * v.v[e];
+        total += sum;
     }
-    total = block_sum(total + sum);
+    total = block_sum(total);
     if (threadIdx.x == 0) partial[blockIdx.x] = total;
 }
 ENTRY(sum_of_squares, (const T *values, double *partial, u64 n, u64 run), (values, partial, n, run))

@@ -25,7 +25,7 @@ pub(in crate::kernels) fn scale(slot: &Tensor, factor: f32) -> Result<()> {
         .tensor(slot)?
         .f32(factor)
         .u64(n as u64)
-        .per_element(n)
+        .per_eight(n)
 }
 
 /// The sum of squares of each of `slots`: one wait for all.
@@ -36,7 +36,8 @@ pub(in crate::kernels) fn sums_of_squares(slots: &[&Tensor]) -> Result<Vec<f64>>
     let sums = Tensor::zeros(slots.len(), DType::F64, first.device())?;
     for (index, slot) in slots.iter().enumerate() {
         let n = slot.elem_count();
-        let run = n.div_ceil(MOST_BLOCKS).max(LEAST_RUN);
+        // Whole eights, so that every block's first address is aligned.
+        let run = n.div_ceil(MOST_BLOCKS).max(LEAST_RUN).next_multiple_of(8);
         let blocks = n.div_ceil(run);
         let partial = overwritten(blocks, DType::F64, slot.device())?;
         Launch::of(SOURCE, "sum_of_squares", slot)?

@@ -8,7 +8,7 @@ use t3s_core::{AttentionPattern, CounterRng, decoder_spec::RopeSpec};
 
 use super::emulated::{in_both_orders, overwrite};
 use crate::kernels::{
-    adamw, attention, cross_entropy, embedding, gradients, linear, residual, rms_norm,
+    Into, adamw, attention, cross_entropy, embedding, gradients, linear, residual, rms_norm,
     rotary::{self, RotaryTable},
     swiglu,
 };
@@ -195,7 +195,7 @@ fn linear_layers_match_their_twins() {
         linear::add_bias(&y, &t[3]).unwrap();
         let dx = linear::backward_input(&t[2], &t[1], 2.0, Some(t[4].clone())).unwrap();
         let (dw, db) = (slot(&[5, 7], &t[0]), slot(&[5], &t[0]));
-        linear::backward_weight(&t[2], &t[0], 0.5, &dw).unwrap();
+        linear::backward_weight(&t[2], &t[0], 0.5, &dw, Into::Add).unwrap();
         linear::backward_bias(&t[2], &db).unwrap();
         vec![y, dx, dw, db]
     });
@@ -325,32 +325,41 @@ fn the_head_matches_its_twin() {
     // Large enough that some probabilities are far from even.
     let scaled = (random("hidden", &[16, width]) * 4.0).unwrap();
     let inputs = [scaled, random("weight", &[vocab, width])];
-    for backward in [true, false] {
+    let cases = [
+        (Some(Into::Add), Some(sketch)),
+        (Some(Into::Overwrite), None),
+        (None, Some(sketch)),
+        (None, None),
+    ];
+    for (backward, sketch) in cases {
         compare("head", &inputs, |t| {
             let dw = slot(&[vocab, width], &t[0]);
             let gradients = match backward {
-                true => cross_entropy::HeadGradients::Hidden {
-                    weight_slot: Some(&dw),
+                Some(into) => cross_entropy::HeadGradients::Hidden {
+                    weight_slot: Some((&dw, into)),
                 },
-                false => cross_entropy::HeadGradients::None,
+                None => cross_entropy::HeadGradients::None,
             };
             let (output, d_hidden) =
-                cross_entropy::run(&t[0], &t[1], &rows, Some(sketch), gradients).unwrap();
+                cross_entropy::run(&t[0], &t[1], &rows, sketch, gradients).unwrap();
+            let output = output.read().unwrap();
             let n = output.logp.len();
             let column = |values: Vec<f32>| Tensor::from_vec(values, n, &Device::Cpu).unwrap();
             let ranks = output.rank.iter().map(|rank| *rank as f32).collect();
-            let sketch = output.sketch.unwrap();
-            assert_eq!(sketch.values.len(), n * sketch.width);
+            assert_eq!(output.sketch.is_some(), sketch.is_some());
             let mut results = vec![
                 column(output.logp),
                 column(output.entropy),
                 column(ranks),
                 column(output.grad_norm),
-                Tensor::new(sketch.values, &Device::Cpu).unwrap(),
                 Tensor::new(&[output.loss_sum as f32], &Device::Cpu).unwrap(),
                 dw,
             ];
             results.extend(d_hidden);
+            if let Some(sketch) = output.sketch {
+                assert_eq!(sketch.values.len(), n * sketch.width);
+                results.push(Tensor::new(sketch.values, &Device::Cpu).unwrap());
+            }
             results
         });
     }
@@ -367,9 +376,9 @@ fn the_head_keeps_what_is_left_of_one_and_passes_nan_on() {
     };
     let run = || {
         let none = cross_entropy::HeadGradients::None;
-        cross_entropy::run(&hidden, &weight, &[row(0), row(1)], None, none)
-            .unwrap()
-            .0
+        let (output, _) =
+            cross_entropy::run(&hidden, &weight, &[row(0), row(1)], None, none).unwrap();
+        output.read().unwrap()
     };
     let wanted = run();
     let Some(found) = in_both_orders(run) else {
