@@ -7,11 +7,6 @@ __device__ __forceinline__ u32 scramble(u32 x) {
     return x ^ (x >> 16);
 }
 
-// Of element `i` of a tensor.
-__device__ __forceinline__ u32 draw(u64 i, u32 seed) {
-    return scramble(scramble(static_cast<u32>(i) ^ seed) + static_cast<u32>(i >> 32));
-}
-
 // What is stored of `x`. A float as it is; a bfloat16 rounded up or down at random, by the distance to
 // both, so that small updates are not lost: the mean of what is stored is `x`.
 __device__ __forceinline__ void store(float *to, float x, u32) { *to = x; }
@@ -25,41 +20,21 @@ __device__ __forceinline__ void store(bf16 *to, float x, u32 random) {
     *to = __ushort_as_bfloat16(static_cast<unsigned short>((bits + (random & 0xffffu)) >> 16));
 }
 
-// Makes numbers of a bfloat16 tensor, the first its element `i`, such that storing them rounds nothing.
-__device__ __forceinline__ void round_at_random(Eight &, float *, u64, u32) {}
-__device__ __forceinline__ void round_at_random(Eight &p, bf16 *, u64 i, u32 seed) {
-#pragma unroll
-    for (u32 e = 0; e < EIGHT; e++) {
-        bf16 rounded;
-        store(&rounded, p.v[e], draw(i + e, seed));
-        p.v[e] = to_float(rounded);
-    }
-}
-
 // `[adamw]` in docs/equations.md. `seed` differs from step to step and from tensor to tensor.
 template <typename T>
 __device__ void adamw_step(T *parameter, const float *gradient, float *first, float *second, u64 n,
                            float gradient_scale, float beta1, float beta2, float keep, float step_size,
                            float inverse_root_correction, float eps, u32 seed) {
-    const u64 i = first_of_eight();
+    const u64 i = static_cast<u64>(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i >= n) return;
-    Eight p, g, m, v;
-    p.load(parameter + i, n - i);
-    g.load(gradient + i, n - i);
-    m.load(first + i, n - i);
-    v.load(second + i, n - i);
-#pragma unroll
-    for (u32 e = 0; e < EIGHT; e++) {
-        const float scaled = g.v[e] * gradient_scale;
-        m.v[e] = beta1 * m.v[e] + (1.0f - beta1) * scaled;
-        v.v[e] = beta2 * v.v[e] + (1.0f - beta2) * scaled * scaled;
-        const float root = sqrtf(v.v[e]) * inverse_root_correction + eps;
-        p.v[e] = p.v[e] * keep - step_size * m.v[e] / root;
-    }
-    m.store(first + i, n - i);
-    v.store(second + i, n - i);
-    round_at_random(p, parameter + i, i, seed);
-    p.store(parameter + i, n - i);
+    const float g = gradient[i] * gradient_scale;
+    const float m = beta1 * first[i] + (1.0f - beta1) * g;
+    const float v = beta2 * second[i] + (1.0f - beta2) * g * g;
+    first[i] = m;
+    second[i] = v;
+    const float root = sqrtf(v) * inverse_root_correction + eps;
+    const float p = to_float(parameter[i]) * keep - step_size * m / root;
+    store(parameter + i, p, scramble(scramble(static_cast<u32>(i) ^ seed) + static_cast<u32>(i >> 32)));
 }
 ENTRY(adamw_step,
       (T * parameter, const float *gradient, float *first, float *second, u64 n, float gradient_scale,
@@ -98,7 +73,8 @@ __device__ void adamw_8bit_step(T *parameter, const float *gradient, unsigned ch
         v = beta2 * (unsigned_map[second[i]] * second_scales[blockIdx.x]) + (1.0f - beta2) * g * g;
         const float root = sqrtf(v) * inverse_root_correction + eps;
         const float p = to_float(parameter[i]) * keep - step_size * m / root;
-        store(parameter + i, p, draw(i, seed));
+        store(parameter + i, p,
+              scramble(scramble(static_cast<u32>(i) ^ seed) + static_cast<u32>(i >> 32)));
     }
     // Everyone has read the old scales when these return.
     const float first_scale = block_max(fabsf(m)), second_scale = block_max(v);

@@ -22,7 +22,7 @@ pub(in crate::kernels) fn step(
         .tensor(gradient)?
         .tensor(first)?
         .tensor(second)?;
-    coefficients(launch, n, c)?.per_eight(n)
+    coefficients(launch, n, c)?.per_element(n)
 }
 
 fn coefficients(launch: Launch, n: usize, c: Coefficients) -> Result<Launch> {

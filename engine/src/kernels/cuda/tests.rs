@@ -230,6 +230,43 @@ fn sums_and_scales_of_gradients_match_their_twins() {
     });
 }
 
+#[test]
+fn clipping_matches_its_twin_and_passes_on_what_is_no_number() {
+    // Several chunks, and one that is no multiple of anything.
+    let inputs = [random("a", &[300, 331]), random("b", &[3])];
+    let found = |clip: &gradients::Clip| match clip {
+        gradients::Clip::Known { norm, factor } => vec![*norm as f32, *factor],
+        gradients::Clip::OnDevice { factor, .. } => {
+            vec![clip.norm().unwrap() as f32, values(factor)[0]]
+        }
+    };
+    compare("clip", &inputs, |t| {
+        let wide = |t: &Tensor| t.to_dtype(DType::F32).unwrap().copy().unwrap();
+        let (a, b) = (wide(&t[0]), wide(&t[1]));
+        let clips = [0.0, 2.0, 1e6].map(|largest| gradients::clip(&[&a, &b], largest, &[]));
+        let found: Vec<f32> = clips
+            .iter()
+            .flat_map(|c| found(c.as_ref().unwrap()))
+            .collect();
+        vec![Tensor::new(found, &Device::Cpu).unwrap()]
+    });
+    let check = |device: &Device| {
+        for (logp, is_number) in [(-3.0, true), (f32::NEG_INFINITY, false), (f32::NAN, false)] {
+            let rows = Tensor::new(&[[-1.0, f32::NAN, 0.0, 0.0], [logp, 0.0, 0.0, 0.0]], device);
+            let ones = Tensor::ones(7, DType::F32, device).unwrap();
+            let clip = gradients::clip(&[&ones], 1.0, &[&rows.unwrap()]).unwrap();
+            assert!(
+                found(&clip).iter().all(|n| n.is_finite() == is_number),
+                "{logp}"
+            );
+        }
+    };
+    in_both_orders(|| check(&Device::Cpu));
+    if let Some(gpu) = gpu() {
+        check(&gpu);
+    }
+}
+
 const PATTERNS: [AttentionPattern; 4] = [
     AttentionPattern::Causal,
     AttentionPattern::Bidirectional,
