@@ -10,16 +10,17 @@ cd "$(dirname "$0")/.."
 folder=${1:-target/gpu-check}
 mkdir -p "$folder"
 
-tools/cuda-build.sh build --release -p t3s --features cuda
-cp target/cuda/release/t3s "$folder/t3s"
+# Both packages in both commands: with one alone, dependencies are built anew with other features.
+both=(--release -p t3s -p t3s-engine --features t3s/cuda,t3s-engine/cuda)
+tools/cuda-build.sh build "${both[@]}" --bin t3s
+strip -o "$folder/t3s" target/cuda/release/t3s
 
 # Each test binary under the name of its target.
-tools/cuda-build.sh test --release -p t3s-engine --features cuda --no-run \
-    --lib --test golden_qwen3 --message-format=json |
+tools/cuda-build.sh test "${both[@]}" --no-run --lib --test golden_qwen3 --message-format=json |
     grep '"executable":"' | grep '"test":true' |
     sed -n 's/.*"target":{[^}]*"name":"\([^"]*\)".*"executable":"\([^"]*\)".*/\1 \2/p' |
     while read -r name executable; do
-        cp "$executable" "$folder/test-$name"
+        strip -o "$folder/test-$name" "$executable"
     done
 cp tools/gpu-check.sh tools/gpu-bench.sh "$folder/"
 # The peer, and the geometries it reads, where its path says.

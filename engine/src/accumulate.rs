@@ -11,7 +11,10 @@ use crate::{
     decoder::{Decoder, Tape},
     error::EngineError,
     grads::Grads,
-    layers::{Save, head::HeadRow},
+    layers::{
+        Save,
+        head::{HeadRow, PendingHead},
+    },
     normaliser::{ExampleCounts, divisors, part_divisor, total_divisor},
     online::OnlineSelection,
     score::{PackedExamples, batch_of, head_rows},
@@ -76,12 +79,32 @@ pub struct BatchLoss {
 }
 
 /// Sums over the passes of a step.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Default)]
 struct Sums {
     /// Weighted and divided.
     loss: f64,
     kept: Mean,
     dropped: Mean,
+    /// What the sums above do not hold yet: it is read when every pass is under way, so that the
+    /// device never waits for the host between two of them.
+    unread: Vec<PendingHead>,
+}
+
+impl Sums {
+    /// Waits for what is unread.
+    fn read(&mut self) -> Result<(), EngineError> {
+        for pending in self.unread.drain(..) {
+            let output = pending.read()?;
+            if !output.loss_sum.is_finite() {
+                return Err(EngineError::NotFinite {
+                    what: "the loss".to_owned(),
+                });
+            }
+            self.loss += output.loss_sum;
+            self.kept.add(output.logp);
+        }
+        Ok(())
+    }
 }
 
 /// A mean of `-logp`, as it grows.
@@ -152,6 +175,7 @@ pub(crate) fn learn(
         next_divisors = rest;
         run(decoder, objective, pass, divisors, how, grads, &mut sums)?;
     }
+    sums.read()?;
     Ok(counted(passes, &sums))
 }
 
@@ -186,6 +210,7 @@ pub(crate) fn learn_online(
     for pass in &mut passes {
         run_online(decoder, objective, pass, how, online, grads, &mut sums)?;
     }
+    sums.read()?;
     // What is divided by is known only now.
     let counts: Vec<ExampleCounts> = passes.iter().flat_map(|p| p.counts.clone()).collect();
     let total = total_divisor(how.normaliser, &counts);
@@ -385,14 +410,11 @@ fn backward(
     grads: &mut Grads,
     sums: &mut Sums,
 ) -> Result<(), EngineError> {
-    let (output, d_hidden) = decoder.head_forward_backward(&hidden, asked, None, grads)?;
+    let (pending, d_hidden) =
+        decoder
+            .head
+            .forward_backward(&decoder.params, &hidden, asked, None, grads)?;
     drop(hidden);
-    if !output.loss_sum.is_finite() {
-        return Err(EngineError::NotFinite {
-            what: "the loss".to_owned(),
-        });
-    }
-    sums.loss += output.loss_sum;
-    sums.kept.add(output.logp);
+    sums.unread.push(pending);
     decoder.backward(d_hidden, tape, batch, grads)
 }

@@ -248,9 +248,10 @@ impl Decoder {
         sketch: Option<SketchSpec>,
         grads: &mut Grads,
     ) -> Result<(HeadOutput, Tensor), EngineError> {
-        Ok(self
-            .head
-            .forward_backward(&self.params, hidden, rows, sketch, grads)?)
+        let (pending, d_hidden) =
+            self.head
+                .forward_backward(&self.params, hidden, rows, sketch, grads)?;
+        Ok((pending.read()?, d_hidden))
     }
 
     /// What layers read besides their input.

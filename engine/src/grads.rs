@@ -1,9 +1,11 @@
 //! Gradient accumulators: one f32 tensor per trainable parameter, written in place.
 
+use std::mem;
+
 use candle_core::{DType, Result, Tensor};
 
 use crate::{
-    kernels::gradients,
+    kernels::{Into, gradients},
     params::{ParamId, Params},
 };
 
@@ -12,6 +14,9 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct Grads {
     slots: Vec<Option<Tensor>>,
+    /// Slots whose values are of no account: they are 0 as far as anybody is concerned, and the first
+    /// product overwrites them instead of adding to zeros.
+    stale: Vec<bool>,
     trainable: Vec<bool>,
 }
 
@@ -20,6 +25,7 @@ impl Grads {
     pub fn new(params: &Params) -> Self {
         Self {
             slots: vec![None; params.len()],
+            stale: vec![false; params.len()],
             trainable: params.iter().map(|(_, param)| param.trainable).collect(),
         }
     }
@@ -31,7 +37,8 @@ impl Grads {
 
     /// The accumulator of `id`, if anything was added.
     pub fn get(&self, id: ParamId) -> Option<&Tensor> {
-        self.slots[id.index()].as_ref()
+        let fresh = !self.stale[id.index()];
+        self.slots[id.index()].as_ref().filter(|_| fresh)
     }
 
     /// The accumulator of `id`, zeros if nothing was added yet: `beta = 1` targets. `None` for a
@@ -43,23 +50,67 @@ impl Grads {
         if !self.wants(id) {
             return Ok(None);
         }
-        let slot = &mut self.slots[id.index()];
-        if slot.is_none() {
-            let tensor = params.tensor(id);
-            *slot = Some(Tensor::zeros(tensor.shape(), DType::F32, tensor.device())?);
+        let slot = self.allocated(id, params)?;
+        if mem::take(&mut self.stale[id.index()]) {
+            gradients::zero(&slot)?;
         }
-        Ok(slot.as_ref())
+        Ok(self.slots[id.index()].as_ref())
     }
 
-    /// Sets every sum to zero and keeps the memory.
+    /// The accumulator of `id` for one product over all of it, and whether that adds to what is there
+    /// or is the first: then nothing has to be set to zero and read before.
     ///
     /// # Errors
-    /// When the device fails.
-    pub fn zero(&mut self) -> Result<()> {
-        for slot in self.slots.iter().flatten() {
-            gradients::zero(slot)?;
+    /// When the zeros cannot be allocated.
+    pub fn product_slot(
+        &mut self,
+        id: ParamId,
+        params: &Params,
+    ) -> Result<Option<(&Tensor, Into)>> {
+        if !self.wants(id) {
+            return Ok(None);
         }
-        Ok(())
+        self.allocated(id, params)?;
+        let into = match mem::take(&mut self.stale[id.index()]) {
+            true => Into::Overwrite,
+            false => Into::Add,
+        };
+        Ok(self.slots[id.index()].as_ref().map(|slot| (slot, into)))
+    }
+
+    fn allocated(&mut self, id: ParamId, params: &Params) -> Result<Tensor> {
+        let slot = &mut self.slots[id.index()];
+        Ok(match slot {
+            Some(slot) => slot.clone(),
+            None => {
+                let tensor = params.tensor(id);
+                let zeros = Tensor::zeros(tensor.shape(), DType::F32, tensor.device())?;
+                slot.insert(zeros).clone()
+            }
+        })
+    }
+
+    /// Makes every sum zero and keeps the memory.
+    pub fn zero(&mut self) {
+        for (slot, stale) in self.slots.iter().zip(&mut self.stale) {
+            *stale = slot.is_some();
+        }
+    }
+
+    /// The sums that somebody has added to.
+    fn sums(&self) -> impl Iterator<Item = &Tensor> {
+        let fresh = self
+            .slots
+            .iter()
+            .zip(&self.stale)
+            .filter(|(_, stale)| !**stale);
+        fresh.filter_map(|(slot, _)| slot.as_ref())
+    }
+
+    /// The same by parameter.
+    fn by_parameter(&self) -> impl Iterator<Item = Option<&Tensor>> {
+        let slots = self.slots.iter().zip(&self.stale);
+        slots.map(|(slot, stale)| slot.as_ref().filter(|_| !stale))
     }
 
     /// Multiplies every sum by `factor`.
@@ -67,7 +118,7 @@ impl Grads {
     /// # Errors
     /// When the device fails.
     pub fn scale(&mut self, factor: f32) -> Result<()> {
-        for slot in self.slots.iter().flatten() {
+        for slot in self.sums() {
             gradients::scale(slot, factor)?;
         }
         Ok(())
@@ -79,7 +130,7 @@ impl Grads {
     /// When the device fails, or the two are of different models.
     pub fn inner_product(&self, other: &Self) -> Result<f64> {
         let mut total = 0.0;
-        for (a, b) in self.slots.iter().zip(&other.slots) {
+        for (a, b) in self.by_parameter().zip(other.by_parameter()) {
             if let (Some(a), Some(b)) = (a, b) {
                 total += gradients::inner_product(a, b)?;
             }
@@ -95,7 +146,7 @@ impl Grads {
     pub fn along(&self, before: &Params, after: &Params) -> Result<f64> {
         let mut total = 0.0;
         for ((slot, (_, before)), (_, after)) in
-            self.slots.iter().zip(before.iter()).zip(after.iter())
+            self.by_parameter().zip(before.iter()).zip(after.iter())
         {
             if let Some(slot) = slot {
                 let way =
@@ -111,8 +162,39 @@ impl Grads {
     /// # Errors
     /// When the device fails.
     pub fn global_norm(&self) -> Result<f64> {
-        let slots: Vec<&Tensor> = self.slots.iter().flatten().collect();
+        let slots: Vec<&Tensor> = self.sums().collect();
         let squares: f64 = gradients::sums_of_squares(&slots)?.iter().sum();
         Ok(squares.sqrt())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_stale_is_zero_and_is_overwritten_by_a_product() {
+        let device = candle_core::Device::Cpu;
+        let mut params = Params::default();
+        let ids = ["a", "b", "c"].map(|name| {
+            let tensor = Tensor::zeros((2, 2), DType::F32, &device).unwrap();
+            params.push(name, tensor)
+        });
+        let mut grads = Grads::new(&params);
+        for id in ids {
+            let slot = grads.slot(id, &params).unwrap().unwrap();
+            slot.const_set(3f32.into()).unwrap();
+        }
+        assert_eq!(grads.global_norm().unwrap(), 108f64.sqrt());
+        grads.zero();
+        assert!(ids.iter().all(|id| grads.get(*id).is_none()));
+        assert_eq!(grads.global_norm().unwrap(), 0.0);
+        let (_, into) = grads.product_slot(ids[0], &params).unwrap().unwrap();
+        assert_eq!(into, Into::Overwrite);
+        let (_, into) = grads.product_slot(ids[0], &params).unwrap().unwrap();
+        assert_eq!(into, Into::Add);
+        let slot = grads.slot(ids[1], &params).unwrap().unwrap();
+        assert_eq!(slot.to_vec2::<f32>().unwrap(), [[0.0; 2]; 2]);
+        assert!(grads.get(ids[2]).is_none(), "nobody has added to it");
     }
 }

@@ -34,9 +34,12 @@ __device__ __forceinline__ Sums warp_merge(Sums s) {
     return s;
 }
 
+// Smaller differences of logits count as this one.
+static __device__ const float LEAST = -87.0f;
+
 // The statistics of each row of logits, `[rows, vocab]` floats, with hidden states h `[rows, width]`:
-// out[row] = {logp, entropy, rank, grad_norm}. Where `keep` is not 0 the logits become p - e_target,
-// and `residual` (may be null) the same rounded to T. Grid: rows.
+// out[row] = {logp, entropy, rank, grad_norm}. Where `keep` is not 0 the logits become p - e_target;
+// `residual` (may be null) becomes the same, rounded to T. Grid: rows.
 //
 // The target is left out of the sums and added at the end, so that 1 - p keeps its precision.
 template <typename T>
@@ -49,26 +52,37 @@ __device__ void head_statistics(float *logits, const T *h, const u32 *targets, f
     u32 above = 0;
     bool bad = !(at_target == at_target);
     Sums own = {-INFINITY, 0.0f, 0.0f, 0.0f};
-    for (u32 v = threadIdx.x; v < vocab; v += blockDim.x) {
-        const float x = z[v];
-        bad = bad || !(x == x);
-        if (v == target) continue;
-        above += x > at_target;
-        if (x > own.largest) {
-            // Rescales what is there; the first element rescales nothing.
+    for (u32 v = threadIdx.x * EIGHT; v < vocab; v += blockDim.x * EIGHT) {
+        Eight x;
+        x.load(z + v, vocab - v);
+        float largest = -INFINITY;
+#pragma unroll
+        for (u32 e = 0; e < EIGHT; e++) {
+            bad = bad || !(x.v[e] == x.v[e]);
+            above += v + e < vocab && x.v[e] > at_target;
+            if (v + e == target || v + e >= vocab) x.v[e] = -INFINITY;
+            largest = fmaxf(largest, x.v[e]);
+        }
+        // Nothing to add, and no number to be relative to.
+        if (largest == -INFINITY) continue;
+        if (largest > own.largest) {
+            // Rescales what is there; the first elements rescale nothing.
             if (own.largest != -INFINITY) {
-                const float shift = own.largest - x, f = expf(shift);
+                const float shift = own.largest - largest, f = expf(shift);
                 own.weighted = (own.weighted + own.total * shift) * f;
                 own.total *= f;
                 own.squares *= f * f;
             }
-            own.largest = x;
+            own.largest = largest;
         }
-        if (x == -INFINITY) continue;
-        const float shifted = x - own.largest, e = expf(shifted);
-        own.total += e;
-        own.weighted += e * shifted;
-        own.squares += e * e;
+#pragma unroll
+        for (u32 e = 0; e < EIGHT; e++) {
+            // Below it e^z is no number that counts; so is what stands for no logit.
+            const float shifted = fmaxf(x.v[e] - own.largest, LEAST), power = expf(shifted);
+            own.total += power;
+            own.weighted += power * shifted;
+            own.squares += power * power;
+        }
     }
     own = warp_merge(own);
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
@@ -106,12 +120,18 @@ __device__ void head_statistics(float *logits, const T *h, const u32 *targets, f
         to[2] = static_cast<float>(rank);
         to[3] = any_bad ? nan : static_cast<float>(error * sqrt(static_cast<double>(hidden)));
     }
-    if (keep == 0) return;
+    if (keep == 0 && residual == nullptr) return;
     const float inverse = static_cast<float>(1.0 / partition);
-    for (u32 v = threadIdx.x; v < vocab; v += blockDim.x) {
-        const float p = v == target ? -static_cast<float>(others) : expf(z[v] - top) * inverse;
-        z[v] = p;
-        if (residual != nullptr) residual[static_cast<u64>(blockIdx.x) * vocab + v] = from_float<T>(p);
+    T *rounded = residual + static_cast<u64>(blockIdx.x) * vocab;
+    for (u32 v = threadIdx.x * EIGHT; v < vocab; v += blockDim.x * EIGHT) {
+        Eight p;
+        p.load(z + v, vocab - v);
+#pragma unroll
+        for (u32 e = 0; e < EIGHT; e++) {
+            p.v[e] = v + e == target ? -static_cast<float>(others) : expf(p.v[e] - top) * inverse;
+        }
+        if (keep != 0) p.store(z + v, vocab - v);
+        if (residual != nullptr) p.store(rounded + v, vocab - v);
     }
 }
 ENTRY(head_statistics,
@@ -139,8 +159,11 @@ REGISTERED(sketch_signs)
 
 // to[i] = from[i], as float.
 template <typename T> __device__ void widen(const T *from, float *to, u64 n) {
-    const u64 i = static_cast<u64>(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i < n) to[i] = to_float(from[i]);
+    const u64 i = first_of_eight();
+    if (i >= n) return;
+    Eight v;
+    v.load(from + i, n - i);
+    v.store(to + i, n - i);
 }
 ENTRY(widen, (const T *from, float *to, u64 n), (from, to, n))
 

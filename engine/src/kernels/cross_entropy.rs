@@ -58,6 +58,36 @@ pub struct HeadOutput {
     pub loss_sum: f64,
 }
 
+/// A [`HeadOutput`] that a device may still be working on.
+#[derive(Debug)]
+pub struct PendingHead(Pending);
+
+#[derive(Debug)]
+enum Pending {
+    Known(HeadOutput),
+    #[cfg(any(test, feature = "cuda"))]
+    OnDevice(super::cuda::cross_entropy::Statistics),
+}
+
+impl PendingHead {
+    #[cfg(any(test, feature = "cuda"))]
+    pub(super) fn on_device(statistics: super::cuda::cross_entropy::Statistics) -> Self {
+        Self(Pending::OnDevice(statistics))
+    }
+
+    /// Waits for it.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn read(self) -> Result<HeadOutput> {
+        match self.0 {
+            Pending::Known(output) => Ok(output),
+            #[cfg(any(test, feature = "cuda"))]
+            Pending::OnDevice(statistics) => statistics.read(),
+        }
+    }
+}
+
 /// Which gradients are computed.
 #[derive(Debug, Clone, Copy)]
 pub enum HeadGradients<'a> {
@@ -65,8 +95,8 @@ pub enum HeadGradients<'a> {
     None,
     /// Those of the hidden states, and of the head's weight where it has a slot to add to.
     Hidden {
-        /// `[vocab, width]`; `None` when the weight is frozen.
-        weight_slot: Option<&'a Tensor>,
+        /// `[vocab, width]`, and what becomes of what is in it; `None` when the weight is frozen.
+        weight_slot: Option<(&'a Tensor, Into)>,
     },
 }
 
@@ -90,7 +120,7 @@ pub fn run(
     rows: &[HeadRow],
     sketch: Option<SketchSpec>,
     gradients: HeadGradients<'_>,
-) -> Result<(HeadOutput, Option<Tensor>)> {
+) -> Result<(PendingHead, Option<Tensor>)> {
     let (n, width) = host::dims2("head input", hidden)?;
     let (vocab, _) = host::dims2("head weight", weight)?;
     host::expect("head weight", weight, &[vocab, width])?;
@@ -118,6 +148,8 @@ pub fn run(
     let mut h = host::overwritten(chunk_rows * width);
     let mut dh = host::overwritten(if backward { chunk_rows * width } else { 0 });
     let mut stats = vec![RowStatistics::default(); chunk_rows];
+    let mut weight_slot = gradients.weight_slot();
+    empty_without_rows(weight_slot, rows)?;
     for rows in rows.chunks(chunk_rows) {
         let n = rows.len();
         let (logits, h) = (&mut logits[..n * vocab], &mut h[..n * width]);
@@ -151,9 +183,9 @@ pub fn run(
         if let Some(sketches) = &mut sketches {
             sketches.add(logits, vocab, h, width, n);
         }
-        let HeadGradients::Hidden { weight_slot } = gradients else {
+        if !backward {
             continue;
-        };
+        }
         // The logits' gradient is `coefficient * (p - e_y)`; scaling the narrow `h` and `dh`
         // instead of it saves a pass over the chunk.
         let residual = Mat::new(logits, n, vocab, vocab);
@@ -171,13 +203,14 @@ pub fn run(
                 *out = *dh * row.coefficient;
             }
         }
-        if let Some(slot) = weight_slot {
+        if let Some((slot, into)) = &mut weight_slot {
             host::expect("head weight gradient", slot, &[vocab, width])?;
             let h_rows = Mat::new(h, n, width, width);
             host::write("head", slot, |slot| {
                 let slot = MatMut::new(slot, vocab, width, width);
-                matmul(slot, Into::Add, residual.t(), h_rows, 1.0, Threads::All);
+                matmul(slot, *into, residual.t(), h_rows, 1.0, Threads::All);
             })?;
+            *into = Into::Add;
         }
     }
     output.sketch = sketches.map(|s| s.sketch);
@@ -185,7 +218,27 @@ pub fn run(
         HeadGradients::None => None,
         HeadGradients::Hidden { .. } => Some(host::tensor(d_hidden, (n, width))?),
     };
-    Ok((output, d_hidden))
+    Ok((PendingHead(Pending::Known(output)), d_hidden))
+}
+
+impl<'a> HeadGradients<'a> {
+    pub(super) fn weight_slot(self) -> Option<(&'a Tensor, Into)> {
+        match self {
+            Self::None => None,
+            Self::Hidden { weight_slot } => weight_slot,
+        }
+    }
+}
+
+/// No row, no product that would overwrite what is in the slot.
+pub(super) fn empty_without_rows(
+    weight_slot: Option<(&Tensor, Into)>,
+    rows: &[HeadRow],
+) -> Result<()> {
+    match weight_slot {
+        Some((slot, Into::Overwrite)) if rows.is_empty() => super::gradients::zero(slot),
+        _ => Ok(()),
+    }
 }
 
 fn check_rows(rows: &[HeadRow], n: usize, vocab: usize) -> Result<()> {

@@ -25,6 +25,93 @@ template <typename T> __device__ __forceinline__ T from_float(float x);
 template <> __device__ __forceinline__ float from_float<float>(float x) { return x; }
 template <> __device__ __forceinline__ bf16 from_float<bf16>(float x) { return __float2bfloat16_rn(x); }
 
+// Two numbers as bfloat16, the first in the lower half.
+__device__ __forceinline__ u32 pack(float low, float high) {
+    return __bfloat16_as_ushort(__float2bfloat16_rn(low)) |
+           static_cast<u32>(__bfloat16_as_ushort(__float2bfloat16_rn(high))) << 16;
+}
+
+// 16 bytes, moved by one instruction.
+struct alignas(16) Bytes16 {
+    u32 word[4];
+};
+
+// Eight neighbouring elements as floats: what a thread of a kernel that is bound by memory works on.
+// Whole 16 bytes are moved where the address allows it and all eight exist; `left` elements exist from
+// there on, and those that do not are 0 and are not written.
+static const u32 EIGHT = 8;
+struct Eight {
+    float v[EIGHT];
+
+    template <typename T> static __device__ __forceinline__ bool whole(const T *at, u64 left) {
+        return left >= EIGHT && reinterpret_cast<u64>(at) % 16 == 0;
+    }
+    __device__ __forceinline__ void load(const float *from, u64 left) {
+        if (whole(from, left)) {
+#pragma unroll
+            for (u32 half = 0; half < 2; half++) {
+                const Bytes16 raw = reinterpret_cast<const Bytes16 *>(from)[half];
+#pragma unroll
+                for (u32 i = 0; i < 4; i++) v[4 * half + i] = __uint_as_float(raw.word[i]);
+            }
+        } else {
+            one_by_one(from, left);
+        }
+    }
+    __device__ __forceinline__ void load(const bf16 *from, u64 left) {
+        if (whole(from, left)) {
+            const Bytes16 raw = *reinterpret_cast<const Bytes16 *>(from);
+#pragma unroll
+            for (u32 i = 0; i < 4; i++) {
+                v[2 * i] = __uint_as_float(raw.word[i] << 16);
+                v[2 * i + 1] = __uint_as_float(raw.word[i] & 0xffff0000u);
+            }
+        } else {
+            one_by_one(from, left);
+        }
+    }
+    __device__ __forceinline__ void store(float *to, u64 left) const {
+        if (whole(to, left)) {
+#pragma unroll
+            for (u32 half = 0; half < 2; half++) {
+                Bytes16 raw;
+#pragma unroll
+                for (u32 i = 0; i < 4; i++) raw.word[i] = __float_as_uint(v[4 * half + i]);
+                reinterpret_cast<Bytes16 *>(to)[half] = raw;
+            }
+        } else {
+#pragma unroll
+            for (u32 i = 0; i < EIGHT; i++) {
+                if (i < left) to[i] = v[i];
+            }
+        }
+    }
+    __device__ __forceinline__ void store(bf16 *to, u64 left) const {
+        if (whole(to, left)) {
+            Bytes16 raw;
+#pragma unroll
+            for (u32 i = 0; i < 4; i++) raw.word[i] = pack(v[2 * i], v[2 * i + 1]);
+            *reinterpret_cast<Bytes16 *>(to) = raw;
+        } else {
+#pragma unroll
+            for (u32 i = 0; i < EIGHT; i++) {
+                if (i < left) to[i] = from_float<bf16>(v[i]);
+            }
+        }
+    }
+
+  private:
+    template <typename T> __device__ __forceinline__ void one_by_one(const T *from, u64 left) {
+#pragma unroll
+        for (u32 i = 0; i < EIGHT; i++) v[i] = i < left ? to_float(from[i]) : 0.0f;
+    }
+};
+
+// The first of this thread's eight elements in a grid over all of them.
+__device__ __forceinline__ u64 first_of_eight() {
+    return (static_cast<u64>(blockIdx.x) * blockDim.x + threadIdx.x) * EIGHT;
+}
+
 template <typename V> __device__ __forceinline__ V warp_sum(V v) {
     for (int offset = 16; offset > 0; offset /= 2) v += __shfl_xor_sync(0xffffffffu, v, offset);
     return v;

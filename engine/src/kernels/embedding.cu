@@ -4,7 +4,11 @@
 // y[r] = table[ids[r]]. Grid: rows.
 template <typename T> __device__ void gather_rows(const T *table, const u32 *ids, T *y, u32 width) {
     const u64 from = static_cast<u64>(ids[blockIdx.x]) * width, to = static_cast<u64>(blockIdx.x) * width;
-    for (u32 i = threadIdx.x; i < width; i += blockDim.x) y[to + i] = table[from + i];
+    for (u32 i = threadIdx.x * EIGHT; i < width; i += blockDim.x * EIGHT) {
+        Eight v;
+        v.load(table + from + i, width - i);
+        v.store(y + to + i, width - i);
+    }
 }
 ENTRY(gather_rows, (const T *table, const u32 *ids, T *y, u32 width), (table, ids, y, width))
 
@@ -13,7 +17,13 @@ template <typename T>
 __device__ void scatter_scaled(const float *x, const u32 *rows, const float *factors, T *y, u32 width) {
     const u64 from = static_cast<u64>(blockIdx.x) * width, to = static_cast<u64>(rows[blockIdx.x]) * width;
     const float factor = factors[blockIdx.x];
-    for (u32 i = threadIdx.x; i < width; i += blockDim.x) y[to + i] = from_float<T>(factor * x[from + i]);
+    for (u32 i = threadIdx.x * EIGHT; i < width; i += blockDim.x * EIGHT) {
+        Eight v;
+        v.load(x + from + i, width - i);
+#pragma unroll
+        for (u32 e = 0; e < EIGHT; e++) v.v[e] *= factor;
+        v.store(y + to + i, width - i);
+    }
 }
 ENTRY(scatter_scaled, (const float *x, const u32 *rows, const float *factors, T *y, u32 width),
       (x, rows, factors, y, width))
@@ -22,8 +32,12 @@ ENTRY(scatter_scaled, (const float *x, const u32 *rows, const float *factors, T 
 template <typename T> __device__ void scale_rows(T *x, const float *factors, u32 width) {
     const u64 start = static_cast<u64>(blockIdx.x) * width;
     const float factor = factors[blockIdx.x];
-    for (u32 i = threadIdx.x; i < width; i += blockDim.x) {
-        x[start + i] = from_float<T>(to_float(x[start + i]) * factor);
+    for (u32 i = threadIdx.x * EIGHT; i < width; i += blockDim.x * EIGHT) {
+        Eight v;
+        v.load(x + start + i, width - i);
+#pragma unroll
+        for (u32 e = 0; e < EIGHT; e++) v.v[e] *= factor;
+        v.store(x + start + i, width - i);
     }
 }
 ENTRY(scale_rows, (T * x, const float *factors, u32 width), (x, factors, width))

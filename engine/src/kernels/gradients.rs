@@ -87,6 +87,64 @@ pub fn sum_of_squares(slot: &Tensor) -> Result<f64> {
     Ok(partial.iter().sum())
 }
 
+/// The norm of gradients, and by what clipping multiplies them: on a GPU, where both stay until
+/// somebody asks.
+#[derive(Debug)]
+pub enum Clip {
+    /// Known.
+    Known {
+        /// Global 2-norm.
+        norm: f64,
+        /// At most 1.
+        factor: f32,
+    },
+    /// On a device, maybe not computed yet; both NaN where a log-prob or the norm is no number.
+    OnDevice {
+        /// `[1]`, f64.
+        norm: Tensor,
+        /// `[1]`, f32.
+        factor: Tensor,
+    },
+}
+
+impl Clip {
+    /// The norm; waits for the device.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn norm(&self) -> Result<f64> {
+        match self {
+            Self::Known { norm, .. } => Ok(*norm),
+            Self::OnDevice { norm, .. } => Ok(norm.to_vec1::<f64>()?[0]),
+        }
+    }
+}
+
+/// Clips the gradients `slots` to the norm `largest`, if that is above 0. On a GPU `statistics` (`[rows,
+/// 4]`, the first of a row its log-prob) are looked at too, without waiting for them.
+///
+/// # Errors
+/// When the device has no kernel.
+pub fn clip(slots: &[&Tensor], largest: f64, statistics: &[&Tensor]) -> Result<Clip> {
+    #[cfg(any(test, feature = "cuda"))]
+    if let Some(first) = slots.first()
+        && super::cuda::runs(first)
+    {
+        let (norm, factor) = super::cuda::gradients::clip(slots, largest, statistics)?;
+        return Ok(Clip::OnDevice { norm, factor });
+    }
+    debug_assert!(statistics.is_empty(), "what the CPU has found is known");
+    let norm = sums_of_squares(slots)?.iter().sum::<f64>().sqrt();
+    let factor = match largest > 0.0 && norm > largest {
+        true => largest / norm,
+        false => 1.0,
+    };
+    Ok(Clip::Known {
+        norm,
+        factor: factor as f32,
+    })
+}
+
 /// [`sum_of_squares`] of each of `slots`, which are on one device: on a GPU one wait for all.
 ///
 /// # Errors

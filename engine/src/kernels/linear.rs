@@ -48,26 +48,37 @@ pub fn backward_input(dy: &Tensor, w: &Tensor, scale: f32, into: Option<Tensor>)
     product("linear", dy, w, scale, rows, width, into)
 }
 
-/// `dW += scale * dy^T x`, in place.
+/// `dW (+)= scale * dy^T x`, in place.
 ///
 /// # Shapes
 /// `dy [rows, out]`, `x [rows, in]`, `slot [out, in]`.
 ///
 /// # Errors
 /// When shapes disagree or the device has no kernel.
-pub fn backward_weight(dy: &Tensor, x: &Tensor, scale: f32, slot: &Tensor) -> Result<()> {
+pub fn backward_weight(
+    dy: &Tensor,
+    x: &Tensor,
+    scale: f32,
+    slot: &Tensor,
+    into: Into,
+) -> Result<()> {
     let (rows, out) = host::dims2("linear output gradient", dy)?;
     let (_, width) = host::dims2("linear input", x)?;
     host::expect("linear input", x, &[rows, width])?;
     host::expect("linear weight gradient", slot, &[out, width])?;
-    on_cuda!(dy, super::cuda::linear::backward_weight(dy, x, scale, slot));
+    on_cuda!(
+        dy,
+        super::cuda::linear::backward_weight(dy, x, scale, slot, into)
+    );
     let (dy, x) = (host::read("linear", dy)?, host::read("linear", x)?);
     let (dy, x) = (
         Mat::new(&dy, rows, out, out),
         Mat::new(&x, rows, width, width),
     );
-    product("linear", dy.t(), x, scale, out, width, Some(slot.clone()))?;
-    Ok(())
+    host::write("linear", slot, |slot| {
+        let slot = MatMut::new(slot, out, width, width);
+        matmul(slot, into, dy.t(), x, scale, Threads::All);
+    })
 }
 
 fn product(

@@ -68,8 +68,8 @@ fn covers(len: usize, rows: usize, columns: usize, row_stride: usize) -> bool {
 }
 
 /// Whether a product starts from nothing or from what is there.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Into {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Into {
     /// `dst = scale * lhs rhs`.
     Overwrite,
     /// `dst += scale * lhs rhs`.

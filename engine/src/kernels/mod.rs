@@ -38,6 +38,8 @@ pub(crate) mod simd;
 mod sketch;
 pub mod swiglu;
 
+pub use matmul::Into;
+
 /// Whether there are kernels for the type of `tensor` where it is.
 pub(crate) fn compute_in_its_type(tensor: &candle_core::Tensor) -> bool {
     use candle_core::DType;

@@ -3,6 +3,8 @@
 
 // A lane holds elements lane, lane + 32, ...: heads of up to 256.
 static const u32 MOST_PER_LANE = 8;
+// Warps of a block of the backward pass.
+static const u32 WARPS = 8;
 
 // The angle's cosine and signed sine for element e of a head whose first `dim` elements turn, and the
 // element it is paired with.
@@ -15,6 +17,110 @@ __device__ __forceinline__ Turn turn_of(const float *angles, u32 e, u32 dim) {
     if (e >= dim) return {1.0f, 0.0f, e};
     if (e < half) return {angles[e], -angles[half + e], e + half};
     return {angles[e - half], angles[e], e - half};
+}
+
+// Whether all of a head turns and a lane has 2, 4 or 8 neighbouring elements of it: then the partners of
+// a lane's are those of the lane 16 on, in its registers.
+__device__ __forceinline__ bool turns_whole(u32 head_dim, u32 dim) {
+    return dim == head_dim && (head_dim == 64 || head_dim == 128 || head_dim == 256);
+}
+
+// A lane's C elements of a head as floats, by one access to memory.
+template <u32 C> __device__ __forceinline__ void load_part(float v[C], const float *from) {
+#pragma unroll
+    for (u32 j = 0; j < C; j++) v[j] = from[j];
+}
+template <u32 C> struct alignas(2 * C) Words {
+    u32 word[C / 2];
+};
+template <u32 C> __device__ __forceinline__ void load_part(float v[C], const bf16 *from) {
+    const Words<C> raw = *reinterpret_cast<const Words<C> *>(from);
+#pragma unroll
+    for (u32 j = 0; j < C / 2; j++) {
+        v[2 * j] = __uint_as_float(raw.word[j] << 16);
+        v[2 * j + 1] = __uint_as_float(raw.word[j] & 0xffff0000u);
+    }
+}
+template <u32 C> __device__ __forceinline__ void store_part(float *to, const float v[C]) {
+#pragma unroll
+    for (u32 j = 0; j < C; j++) to[j] = v[j];
+}
+template <u32 C> __device__ __forceinline__ void store_part(bf16 *to, const float v[C]) {
+    Words<C> raw;
+#pragma unroll
+    for (u32 j = 0; j < C / 2; j++) raw.word[j] = pack(v[2 * j], v[2 * j + 1]);
+    *reinterpret_cast<Words<C> *>(to) = raw;
+}
+
+// The cosines of a lane's elements, and the sines of the lower one of each pair.
+template <u32 C> struct Angles {
+    float cos[C], sin[C];
+    __device__ Angles(const float *angles) {
+        const u32 at = threadIdx.x % 16 * C;
+        load_part<C>(cos, angles + at);
+        load_part<C>(sin, angles + 16 * C + at);
+    }
+};
+
+// What the pairs of a head become, turned by `sign` times their angles: (a, b) to (a cos - b sin,
+// b cos + a sin).
+template <u32 C> __device__ __forceinline__ void turn(float v[C], const Angles<C> &angles, float sign) {
+    const float side = threadIdx.x % 32 < 16 ? -sign : sign;
+#pragma unroll
+    for (u32 j = 0; j < C; j++) {
+        const float other = __shfl_xor_sync(0xffffffffu, v[j], 16);
+        v[j] = v[j] * angles.cos[j] + side * angles.sin[j] * other;
+    }
+}
+
+template <u32 C> __device__ __forceinline__ float squares_of(const float v[C]) {
+    float sum = 0.0f;
+#pragma unroll
+    for (u32 j = 0; j < C; j++) sum += v[j] * v[j];
+    return warp_sum(sum);
+}
+
+// `rotary_forward` of one head that turns whole.
+template <typename T, u32 C>
+__device__ __forceinline__ void forward_whole(const T *x, const T *norm, const float *angles, T *y, float eps) {
+    const u32 at = threadIdx.x % 32 * C;
+    float v[C];
+    load_part<C>(v, x + at);
+    if (norm != nullptr) {
+        float w[C];
+        load_part<C>(w, norm + at);
+        const float inv = 1.0f / sqrtf(squares_of<C>(v) / static_cast<float>(32 * C) + eps);
+#pragma unroll
+        for (u32 j = 0; j < C; j++) v[j] *= inv * w[j];
+    }
+    turn<C>(v, Angles<C>(angles), 1.0f);
+    store_part<C>(y + at, v);
+}
+
+// `rotary_backward` of one head that turns whole; adds its share to dw.
+template <typename T, u32 C>
+__device__ __forceinline__ void backward_whole(T *dy, const T *x, const T *norm, const float *angles, float *dw,
+                                               float eps) {
+    const u32 at = threadIdx.x % 32 * C;
+    float d[C];
+    load_part<C>(d, dy + at);
+    turn<C>(d, Angles<C>(angles), -1.0f);
+    if (norm != nullptr) {
+        float v[C], w[C], projection = 0.0f;
+        load_part<C>(v, x + at);
+        load_part<C>(w, norm + at);
+        const float inv = 1.0f / sqrtf(squares_of<C>(v) / static_cast<float>(32 * C) + eps);
+#pragma unroll
+        for (u32 j = 0; j < C; j++) projection += d[j] * w[j] * v[j];
+        const float mean = warp_sum(projection) * inv / static_cast<float>(32 * C);
+#pragma unroll
+        for (u32 j = 0; j < C; j++) {
+            v[j] *= inv;
+            dw[j] += d[j] * v[j];
+            d[j] = inv * (d[j] * w[j] - v[j] * mean);
+        }
+    }
+    store_part<C>(dy + at, d);
 }
 
 template <typename T> __device__ float warp_inverse_rms(const T *x, u32 head_dim, float eps) {
@@ -36,6 +142,12 @@ __device__ void rotary_forward(const T *x, const T *norm, const float *table, co
     if (item >= items) return;
     const u64 start = static_cast<u64>(item) * head_dim;
     const float *angles = table + static_cast<u64>(positions[item / heads]) * dim;
+    if (turns_whole(head_dim, dim)) {
+        if (head_dim == 64) forward_whole<T, 2>(x + start, norm, angles, y + start, eps);
+        if (head_dim == 128) forward_whole<T, 4>(x + start, norm, angles, y + start, eps);
+        if (head_dim == 256) forward_whole<T, 8>(x + start, norm, angles, y + start, eps);
+        return;
+    }
     const float inv = norm == nullptr ? 1.0f : warp_inverse_rms(x + start, head_dim, eps);
     for (u32 e = threadIdx.x % 32; e < head_dim; e += 32) {
         const Turn turn = turn_of(angles, e, dim);
@@ -52,8 +164,8 @@ ENTRY(rotary_forward,
        u32 head_dim, u32 dim, float eps),
       (x, norm, table, positions, y, items, heads, head_dim, dim, eps))
 
-// Turns dy into dx in place. Warp w of all warps takes items w, w + n, ... and writes its share of the
-// norm's gradient to partial[w] ([warps, head_dim], may be null).
+// Turns dy into dx in place. Warp w of all warps takes items w, w + n, ...; the sum of a block's shares of
+// the norm's gradient goes to partial[block] ([blocks, head_dim], may be null). A block has 8 warps.
 template <typename T>
 __device__ void rotary_backward(T *dy, const T *x, const T *norm, const float *table,
                                 const u32 *positions, float *partial, u32 items, u32 heads,
@@ -61,10 +173,17 @@ __device__ void rotary_backward(T *dy, const T *x, const T *norm, const float *t
     const u32 lane = threadIdx.x % 32;
     const u32 warp = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
     const u32 warps = gridDim.x * (blockDim.x / 32);
+    const bool whole = turns_whole(head_dim, dim);
     float dw[MOST_PER_LANE] = {};
     for (u32 item = warp; item < items; item += warps) {
         const u64 start = static_cast<u64>(item) * head_dim;
         const float *angles = table + static_cast<u64>(positions[item / heads]) * dim;
+        if (whole) {
+            if (head_dim == 64) backward_whole<T, 2>(dy + start, x + start, norm, angles, dw, eps);
+            if (head_dim == 128) backward_whole<T, 4>(dy + start, x + start, norm, angles, dw, eps);
+            if (head_dim == 256) backward_whole<T, 8>(dy + start, x + start, norm, angles, dw, eps);
+            continue;
+        }
         float turned[MOST_PER_LANE];
         for (u32 j = 0, e = lane; e < head_dim; j++, e += 32) {
             const Turn turn = turn_of(angles, e, dim);
@@ -89,8 +208,19 @@ __device__ void rotary_backward(T *dy, const T *x, const T *norm, const float *t
         }
     }
     if (partial == nullptr) return;
-    for (u32 j = 0, e = lane; e < head_dim; j++, e += 32) {
-        partial[static_cast<u64>(warp) * head_dim + e] = dw[j];
+    __shared__ float shares[WARPS][32 * MOST_PER_LANE];
+    // A lane's elements are neighbours, or 32 apart.
+    const u32 step = whole ? 1 : 32, from = whole ? lane * (head_dim / 32) : lane;
+#pragma unroll
+    for (u32 j = 0; j < MOST_PER_LANE; j++) {
+        const u32 e = from + j * step;
+        if (whole ? j < head_dim / 32 : e < head_dim) shares[threadIdx.x / 32][e] = dw[j];
+    }
+    __syncthreads();
+    for (u32 e = threadIdx.x; e < head_dim; e += blockDim.x) {
+        float sum = 0.0f;
+        for (u32 w = 0; w < WARPS; w++) sum += shares[w][e];
+        partial[static_cast<u64>(blockIdx.x) * head_dim + e] = sum;
     }
 }
 ENTRY(rotary_backward,

@@ -5,21 +5,35 @@ __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-
 
 // h = silu(gate) * up.
 template <typename T> __device__ void swiglu_forward(const T *gate, const T *up, T *h, u64 n) {
-    const u64 i = static_cast<u64>(blockIdx.x) * blockDim.x + threadIdx.x;
+    const u64 i = first_of_eight();
     if (i >= n) return;
-    const float g = to_float(gate[i]);
-    h[i] = from_float<T>(g * sigmoid(g) * to_float(up[i]));
+    Eight g, u;
+    g.load(gate + i, n - i);
+    u.load(up + i, n - i);
+#pragma unroll
+    for (u32 e = 0; e < EIGHT; e++) u.v[e] *= g.v[e] * sigmoid(g.v[e]);
+    u.store(h + i, n - i);
 }
 ENTRY(swiglu_forward, (const T *gate, const T *up, T *h, u64 n), (gate, up, h, n))
 
 // gate becomes its gradient, up becomes its gradient, dh becomes h.
 template <typename T> __device__ void swiglu_backward(T *gate, T *up, T *dh, u64 n) {
-    const u64 i = static_cast<u64>(blockIdx.x) * blockDim.x + threadIdx.x;
+    const u64 i = first_of_eight();
     if (i >= n) return;
-    const float g = to_float(gate[i]), u = to_float(up[i]), d = to_float(dh[i]);
-    const float s = sigmoid(g), silu = g * s;
-    gate[i] = from_float<T>(d * u * s * (1.0f + g * (1.0f - s)));
-    up[i] = from_float<T>(d * silu);
-    dh[i] = from_float<T>(silu * u);
+    Eight gates, ups, ds;
+    gates.load(gate + i, n - i);
+    ups.load(up + i, n - i);
+    ds.load(dh + i, n - i);
+#pragma unroll
+    for (u32 e = 0; e < EIGHT; e++) {
+        const float g = gates.v[e], u = ups.v[e], d = ds.v[e];
+        const float s = sigmoid(g), silu = g * s;
+        gates.v[e] = d * u * s * (1.0f + g * (1.0f - s));
+        ups.v[e] = d * silu;
+        ds.v[e] = silu * u;
+    }
+    gates.store(gate + i, n - i);
+    ups.store(up + i, n - i);
+    ds.store(dh + i, n - i);
 }
 ENTRY(swiglu_backward, (T * gate, T *up, T *dh, u64 n), (gate, up, dh, n))

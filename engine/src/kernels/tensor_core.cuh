@@ -60,9 +60,3 @@ __device__ __forceinline__ void wait_for_copies() {
     asm volatile("cp.async.wait_all;" ::: "memory");
 #endif
 }
-
-// Two numbers as one register of a fragment, the first in the lower half.
-__device__ __forceinline__ u32 pack(float low, float high) {
-    return __bfloat16_as_ushort(__float2bfloat16_rn(low)) |
-           static_cast<u32>(__bfloat16_as_ushort(__float2bfloat16_rn(high))) << 16;
-}

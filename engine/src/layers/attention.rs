@@ -76,15 +76,13 @@ impl QkvProjection {
             Self::Apart(parts) => {
                 let mut dx = None;
                 for (part, d) in parts.iter().zip(&d) {
-                    part.add_param_gradients(cx, d, x, grads)?;
-                    dx = Some(part.input_gradient(cx, d, dx)?);
+                    dx = Some(part.gradients(cx, d, x, dx, grads)?);
                 }
                 Ok(dx.expect("there are three"))
             }
             Self::Fused(one) => {
                 let d = Tensor::cat(&d, 1)?.contiguous()?;
-                one.add_param_gradients(cx, &d, x, grads)?;
-                one.input_gradient(cx, &d, None)
+                one.gradients(cx, &d, x, None, grads)
             }
         }
     }
@@ -172,8 +170,7 @@ impl Layer for Attention {
         grads: &mut Grads,
     ) -> Result<Tensor> {
         let [x, raw_q, raw_k, q, k, v, out, lse] = saved.take("attention")?;
-        self.output.add_param_gradients(cx, dy, &out, grads)?;
-        let d_out = self.output.input_gradient(cx, dy, None)?;
+        let d_out = self.output.gradients(cx, dy, &out, None, grads)?;
         let forwarded = Forwarded {
             q: &q,
             k: &k,

@@ -233,8 +233,8 @@ impl Layer for Experts {
         let hidden = swiglu::forward(&gate, &up)?;
         let d_logits = routing.logit_gradient(&logits, &d_hidden, &hidden, &self.choice)?;
         drop(hidden);
-        if let Some(slot) = grads.slot(self.router, cx.params)? {
-            linear::backward_weight(&d_logits, &x, 1.0, slot)?;
+        if let Some((slot, into)) = grads.product_slot(self.router, cx.params)? {
+            linear::backward_weight(&d_logits, &x, 1.0, slot, into)?;
         }
         let router = cx.params.tensor(self.router);
         let dx = linear::backward_input(&d_logits, router, 1.0, Some(dx))?;

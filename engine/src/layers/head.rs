@@ -11,7 +11,7 @@ use crate::{
     params::{ParamId, Params},
 };
 
-pub use crate::kernels::cross_entropy::{HeadOutput, HeadRow, SketchSpec};
+pub use crate::kernels::cross_entropy::{HeadOutput, HeadRow, PendingHead, SketchSpec};
 
 /// The projection to the vocabulary; `weight` is the embedding's when the head is tied.
 #[derive(Debug, Clone, Copy)]
@@ -42,10 +42,10 @@ impl Head {
     ) -> Result<HeadOutput> {
         let weight = params.tensor(self.weight);
         let (output, _) = cross_entropy::run(hidden, weight, rows, sketch, HeadGradients::None)?;
-        Ok(output)
+        output.read()
     }
 
-    /// The same, with the gradients of `sum over rows of -coefficient * logp`: the weight's is added
+    /// The same, not waited for, with the gradients of `sum over rows of -coefficient * logp`: the weight's is added
     /// to `grads`, that of `hidden` is returned, `[rows of hidden, width]`.
     ///
     /// # Errors
@@ -57,10 +57,10 @@ impl Head {
         rows: &[HeadRow],
         sketch: Option<SketchSpec>,
         grads: &mut Grads,
-    ) -> Result<(HeadOutput, Tensor)> {
+    ) -> Result<(PendingHead, Tensor)> {
         let weight = params.tensor(self.weight);
         let gradients = HeadGradients::Hidden {
-            weight_slot: grads.slot(self.weight, params)?,
+            weight_slot: grads.product_slot(self.weight, params)?,
         };
         let (output, d_hidden) = cross_entropy::run(hidden, weight, rows, sketch, gradients)?;
         Ok((output, d_hidden.expect("asked for")))

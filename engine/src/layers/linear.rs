@@ -42,8 +42,8 @@ impl Linear {
         x: &Tensor,
         grads: &mut Grads,
     ) -> Result<()> {
-        if let Some(slot) = grads.slot(self.weight, cx.params)? {
-            linear::backward_weight(dy, x, 1.0, slot)?;
+        if let Some((slot, into)) = grads.product_slot(self.weight, cx.params)? {
+            linear::backward_weight(dy, x, 1.0, slot, into)?;
         }
         if let Some(bias) = self.bias
             && let Some(slot) = grads.slot(bias, cx.params)?

@@ -50,7 +50,8 @@ impl Projection {
         }
     }
 
-    /// `dL/dx`, added to `into` (in place) where given.
+    /// `dL/dx`, added to `into` (in place) where given; and what
+    /// [`Projection::add_param_gradients`] then need not compute again.
     ///
     /// # Errors
     /// When shapes disagree or the device fails.
@@ -59,18 +60,20 @@ impl Projection {
         cx: &Context<'_>,
         dy: &Tensor,
         into: Option<Tensor>,
-    ) -> Result<Tensor> {
+    ) -> Result<(Tensor, LowGradient)> {
         match self {
-            Self::Plain(plain) => plain.input_gradient(cx, dy, into),
+            Self::Plain(plain) => Ok((plain.input_gradient(cx, dy, into)?, LowGradient(None))),
             Self::Adapted(lora) => {
                 let dx = lora.frozen.input_gradient(cx, dy, into)?;
                 let dxa = linear::backward_input(dy, cx.params.tensor(lora.b), lora.scale, None)?;
-                linear::backward_input(&dxa, cx.params.tensor(lora.a), 1.0, Some(dx))
+                let dx = linear::backward_input(&dxa, cx.params.tensor(lora.a), 1.0, Some(dx))?;
+                Ok((dx, LowGradient(Some(dxa))))
             }
         }
     }
 
-    /// Adds the gradients of what learns.
+    /// Adds the gradients of what learns; `low` is what [`Projection::input_gradient`] of the same
+    /// `dy` gave.
     ///
     /// # Errors
     /// When shapes disagree or the device fails.
@@ -78,26 +81,48 @@ impl Projection {
         &self,
         cx: &Context<'_>,
         dy: &Tensor,
+        low: &LowGradient,
         x: &Tensor,
         grads: &mut Grads,
     ) -> Result<()> {
         match self {
             Self::Plain(plain) => plain.add_param_gradients(cx, dy, x, grads),
             Self::Adapted(lora) => {
-                let (a, b) = (cx.params.tensor(lora.a), cx.params.tensor(lora.b));
-                if let Some(slot) = grads.slot(lora.b, cx.params)? {
-                    let xa = linear::forward(x, a, 1.0, None)?;
-                    linear::backward_weight(dy, &xa, lora.scale, slot)?;
+                if let Some((slot, into)) = grads.product_slot(lora.b, cx.params)? {
+                    let xa = linear::forward(x, cx.params.tensor(lora.a), 1.0, None)?;
+                    linear::backward_weight(dy, &xa, lora.scale, slot, into)?;
                 }
-                if let Some(slot) = grads.slot(lora.a, cx.params)? {
-                    let dxa = linear::backward_input(dy, b, lora.scale, None)?;
-                    linear::backward_weight(&dxa, x, 1.0, slot)?;
+                if let (Some(dxa), Some((slot, into))) =
+                    (&low.0, grads.product_slot(lora.a, cx.params)?)
+                {
+                    linear::backward_weight(dxa, x, 1.0, slot, into)?;
                 }
                 Ok(())
             }
         }
     }
+
+    /// Both: adds the gradients of what learns, returns `dL/dx`, added to `into` where given.
+    ///
+    /// # Errors
+    /// When shapes disagree or the device fails.
+    pub fn gradients(
+        &self,
+        cx: &Context<'_>,
+        dy: &Tensor,
+        x: &Tensor,
+        into: Option<Tensor>,
+        grads: &mut Grads,
+    ) -> Result<Tensor> {
+        let (dx, low) = self.input_gradient(cx, dy, into)?;
+        self.add_param_gradients(cx, dy, &low, x, grads)?;
+        Ok(dx)
+    }
 }
+
+/// The gradient of `x A^T`, `[rows, r]`, where there is an adapter.
+#[derive(Debug)]
+pub struct LowGradient(Option<Tensor>);
 
 impl Layer for Projection {
     fn forward(&self, cx: &Context<'_>, x: &Tensor, save: Save) -> Result<(Tensor, Saved)> {
@@ -112,8 +137,7 @@ impl Layer for Projection {
         grads: &mut Grads,
     ) -> Result<Tensor> {
         let [x] = saved.take("projection")?;
-        self.add_param_gradients(cx, dy, &x, grads)?;
-        self.input_gradient(cx, dy, None)
+        self.gradients(cx, dy, &x, None, grads)
     }
 }
 

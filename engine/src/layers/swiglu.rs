@@ -34,14 +34,13 @@ impl Layer for SwiGlu {
         grads: &mut Grads,
     ) -> Result<Tensor> {
         let [x, gate, up] = saved.take("swiglu")?;
-        let hidden = self.down.input_gradient(cx, dy, None)?;
+        let (hidden, low) = self.down.input_gradient(cx, dy, None)?;
         swiglu::backward_in_place(&gate, &up, &hidden)?;
         let (d_gate, d_up) = (gate, up);
-        self.down.add_param_gradients(cx, dy, &hidden, grads)?;
+        self.down
+            .add_param_gradients(cx, dy, &low, &hidden, grads)?;
         drop(hidden);
-        self.gate.add_param_gradients(cx, &d_gate, &x, grads)?;
-        self.up.add_param_gradients(cx, &d_up, &x, grads)?;
-        let dx = self.gate.input_gradient(cx, &d_gate, None)?;
-        self.up.input_gradient(cx, &d_up, Some(dx))
+        let dx = self.gate.gradients(cx, &d_gate, &x, None, grads)?;
+        self.up.gradients(cx, &d_up, &x, Some(dx), grads)
     }
 }

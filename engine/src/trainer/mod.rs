@@ -150,7 +150,7 @@ impl Trainer {
         let mut next = || Ahead::new(order, examples, plan, objective, &how);
         let this = kept.unwrap_or_else(&mut next);
         let (prepared, ends) = (this.prepared?, this.ends);
-        self.grads.zero()?;
+        self.grads.zero();
         let grads = &mut self.grads;
         let (loss, ahead) = thread::scope(|scope| {
             let ahead = (step < plan.steps).then(|| scope.spawn(next));

@@ -9,7 +9,9 @@ use t3s_core::{
     plan::{GeneratePlan, Schedule, ScorePlan, TrainPlan},
 };
 use t3s_engine::{
-    Columns, Decoder, EngineError, Grads, Scoring, Trainer, generate, head::HeadRow, init_params,
+    Columns, Decoder, EngineError, Grads, Scoring, Trainer, generate,
+    head::HeadRow,
+    init_params,
     layers::lora,
     profile::{self, KernelTime},
     score,

@@ -5,11 +5,16 @@ use t3s_core::{CounterRng, table::Sketch};
 
 use super::{
     embedding::{blank, forward as gather, scale_rows, scatter_scaled},
-    gemm::{Into, Matrix, gemm},
-    launch::{Launch, Source, source, threads_for},
+    gemm::{Matrix, gemm},
+    launch::{Launch, Source, source, threads_for_eights},
     memory::{indices, one_dtype, overwritten, zeros},
 };
-use crate::kernels::cross_entropy::{HeadGradients, HeadOutput, HeadRow, SketchSpec};
+use crate::kernels::{
+    Into,
+    cross_entropy::{
+        HeadGradients, HeadOutput, HeadRow, PendingHead, SketchSpec, empty_without_rows,
+    },
+};
 
 const SOURCE: Source = source!("cross_entropy");
 
@@ -19,7 +24,7 @@ const CHUNK_LOGITS: usize = 1 << 27;
 /// Most rows per chunk.
 const CHUNK_ROWS: usize = 4096;
 /// Threads per row of logits, at most.
-const THREADS: u32 = 1024;
+const THREADS: u32 = 512;
 /// Rows of a sign matrix made at a time.
 const SIGN_ROWS: usize = 1 << 14;
 
@@ -30,7 +35,7 @@ pub(in crate::kernels) fn run(
     rows: &[HeadRow],
     sketch: Option<SketchSpec>,
     gradients: HeadGradients<'_>,
-) -> Result<(HeadOutput, Option<Tensor>)> {
+) -> Result<(PendingHead, Option<Tensor>)> {
     let ((_, width), (vocab, _)) = (hidden.dims2()?, weight.dims2()?);
     let dtype = one_dtype("head", &[hidden, weight])?;
     let device = hidden.device();
@@ -38,7 +43,8 @@ pub(in crate::kernels) fn run(
         .clamp(1, CHUNK_ROWS)
         .min(rows.len().max(1));
     let backward = matches!(gradients, HeadGradients::Hidden { .. });
-    let keep = backward || sketch.is_some();
+    // Only who reads them again needs the errors as floats.
+    let keep = sketch.is_some() || (backward && dtype == DType::F32);
     let d_hidden = backward.then(|| blank(hidden)).transpose()?;
 
     // Buffers of a whole chunk; the last chunk uses their first rows.
@@ -52,6 +58,8 @@ pub(in crate::kernels) fn run(
     let mut sketches = sketch
         .map(|spec| Sketcher::new(spec, rows.len(), device))
         .transpose()?;
+    let mut weight_slot = gradients.weight_slot();
+    empty_without_rows(weight_slot, rows)?;
     let mut done = 0;
     for chunk in rows.chunks(chunk_rows) {
         let n = chunk.len();
@@ -77,11 +85,11 @@ pub(in crate::kernels) fn run(
             .u32(vocab)?
             .u32(width)?
             .u32(usize::from(keep))?
-            .run((n, 1), threads_for(vocab, THREADS))?;
+            .run((n, 1), threads_for_eights(vocab, THREADS))?;
         if let Some(sketches) = &mut sketches {
             sketches.add(&logits, &h, done)?;
         }
-        if let (HeadGradients::Hidden { weight_slot }, Some(d_hidden)) = (gradients, &d_hidden) {
+        if let Some(d_hidden) = &d_hidden {
             let residual = rounded.as_ref().unwrap_or(&logits);
             let factors: Vec<f32> = chunk.iter().map(|row| row.coefficient).collect();
             let factors = Tensor::new(factors, device)?;
@@ -89,37 +97,55 @@ pub(in crate::kernels) fn run(
             let (r, w) = (Matrix::new(residual)?, Matrix::new(weight)?);
             gemm("head", &dh, Into::Overwrite, r, w, 1.0)?;
             scatter_scaled(&dh, &indices(&from, device)?, &factors, d_hidden)?;
-            if let Some(slot) = weight_slot {
+            if let Some((slot, into)) = &mut weight_slot {
                 scale_rows(&h, &factors)?;
-                gemm("head", slot, Into::Add, r.t(), Matrix::new(&h)?, 1.0)?;
+                gemm("head", slot, *into, r.t(), Matrix::new(&h)?, 1.0)?;
+                *into = Into::Add;
             }
         }
         done += n;
     }
-    let mut output = HeadOutput::default();
-    if !rows.is_empty() {
-        read_back(&statistics, rows, &mut output)?;
-    }
-    output.sketch = sketches.map(Sketcher::finish).transpose()?;
-    Ok((output, d_hidden))
+    let statistics = Statistics {
+        values: statistics,
+        coefficients: rows.iter().map(|row| row.coefficient).collect(),
+        sketches,
+    };
+    Ok((PendingHead::on_device(statistics), d_hidden))
 }
 
-/// The one wait for the device.
-fn read_back(statistics: &Tensor, rows: &[HeadRow], output: &mut HeadOutput) -> Result<()> {
-    let values: Vec<f32> = statistics.flatten_all()?.to_vec1()?;
-    for (row, values) in rows.iter().zip(values.chunks_exact(4)) {
-        output.logp.push(values[0]);
-        output.entropy.push(values[1]);
-        output.rank.push(values[2] as u32);
-        output.grad_norm.push(values[3]);
-        if row.coefficient != 0.0 {
-            output.loss_sum -= f64::from(row.coefficient) * f64::from(values[0]);
+/// What the kernels write, row by row.
+#[derive(Debug)]
+pub(in crate::kernels) struct Statistics {
+    /// `[rows, 4]`: log-prob, entropy, rank, gradient norm.
+    values: Tensor,
+    /// Of the rows.
+    coefficients: Vec<f32>,
+    sketches: Option<Sketcher>,
+}
+
+impl Statistics {
+    /// The one wait for the device.
+    pub(in crate::kernels) fn read(self) -> Result<HeadOutput> {
+        let mut output = HeadOutput::default();
+        if !self.coefficients.is_empty() {
+            let values: Vec<f32> = self.values.flatten_all()?.to_vec1()?;
+            for (coefficient, values) in self.coefficients.iter().zip(values.chunks_exact(4)) {
+                output.logp.push(values[0]);
+                output.entropy.push(values[1]);
+                output.rank.push(values[2] as u32);
+                output.grad_norm.push(values[3]);
+                if *coefficient != 0.0 {
+                    output.loss_sum -= f64::from(*coefficient) * f64::from(values[0]);
+                }
+            }
         }
+        output.sketch = self.sketches.map(Sketcher::finish).transpose()?;
+        Ok(output)
     }
-    Ok(())
 }
 
 /// `s = (R1 (p - e_y)) * (R2 h) / sqrt(k)`, with the signs of the CPU's twin.
+#[derive(Debug)]
 struct Sketcher {
     of_errors: CounterRng,
     of_hidden: CounterRng,
@@ -149,7 +175,7 @@ impl Sketcher {
             .tensor(h)?
             .tensor(&wide)?
             .u64(elements as u64)
-            .per_element(elements)?;
+            .per_eight(elements)?;
         let of_hidden = overwritten((n, self.width), DType::F32, device)?;
         project(&wide, &self.of_hidden, &of_hidden)?;
         Launch::plain(SOURCE, "sketch_product", device)

@@ -3,7 +3,7 @@
 use candle_core::{DType, Result, Tensor};
 
 use super::{
-    launch::{Launch, Source, THREADS, source, threads_for},
+    launch::{Launch, Source, THREADS, source, threads_for_eights},
     memory::{indices, one_dtype, overwritten, zeros},
 };
 
@@ -22,7 +22,7 @@ pub(in crate::kernels) fn forward(table: &Tensor, ids: &[u32]) -> Result<Tensor>
         .tensor(&indices(ids, table.device())?)?
         .tensor(&y)?
         .u32(width)?
-        .run((ids.len(), 1), threads_for(width, THREADS))?;
+        .run((ids.len(), 1), threads_for_eights(width, THREADS))?;
     Ok(y)
 }
 
@@ -62,7 +62,7 @@ pub(super) fn scale_rows(x: &Tensor, factors: &Tensor) -> Result<()> {
         .tensor(x)?
         .tensor(factors)?
         .u32(width)?
-        .run((rows, 1), threads_for(width, THREADS))
+        .run((rows, 1), threads_for_eights(width, THREADS))
 }
 
 /// `y[rows[r]] = factors[r] * x[r]`; `x` is f32, no row of `y` is named twice.
@@ -80,7 +80,7 @@ pub(super) fn scatter_scaled(
         .tensor(factors)?
         .tensor(y)?
         .u32(width)?
-        .run((n, 1), threads_for(width, THREADS))
+        .run((n, 1), threads_for_eights(width, THREADS))
 }
 
 /// Zeros like `[rows, width]` of `like`.

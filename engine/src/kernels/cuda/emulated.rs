@@ -11,7 +11,8 @@ use std::{
 use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Result, Tensor, bail};
 use libloading::Library;
 
-use super::gemm::{Into, Matrix};
+use super::gemm::Matrix;
+use crate::kernels::Into;
 
 thread_local! {
     static ON: Cell<bool> = const { Cell::new(false) };

@@ -2,6 +2,8 @@
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
+use crate::kernels::Into;
+
 /// A row-major matrix inside a contiguous tensor.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Matrix<'a> {
@@ -48,15 +50,6 @@ impl<'a> Matrix<'a> {
             ..self
         }
     }
-}
-
-/// Whether a product starts from nothing or from what is there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Into {
-    /// `dst = scale * a b`.
-    Overwrite,
-    /// `dst += scale * a b`.
-    Add,
 }
 
 /// `dst (+)= scale * a b`. `a` and `b` have one type, `dst` that or f32.

@@ -4,15 +4,11 @@ use candle_core::{DType, Result, Tensor};
 
 use super::{
     launch::{Launch, Source, THREADS, source},
-    memory::overwritten,
+    memory::{address, overwritten},
+    tensor_list::{CHUNK, TensorList},
 };
 
 const SOURCE: Source = source!("gradients");
-
-/// Blocks of a sum of squares, at most.
-const MOST_BLOCKS: usize = 1024;
-/// Elements of a block, at least.
-const LEAST_RUN: usize = 1 << 14;
 
 pub(in crate::kernels) fn zero(slot: &Tensor) -> Result<()> {
     // Not a product with 0, which would keep NaN.
@@ -25,31 +21,73 @@ pub(in crate::kernels) fn scale(slot: &Tensor, factor: f32) -> Result<()> {
         .tensor(slot)?
         .f32(factor)
         .u64(n as u64)
-        .per_element(n)
+        .per_eight(n)
+}
+
+/// Partial sums of squares, chunk by chunk, behind them `more` numbers that nobody has written yet; and
+/// how many chunks each slot has.
+fn chunk_squares(slots: &[&Tensor], more: usize) -> Result<(Tensor, Vec<usize>)> {
+    let device = slots[0].device();
+    let mut list = TensorList::default();
+    let mut counts = Vec::with_capacity(slots.len());
+    for slot in slots {
+        let (before, n) = (list.n_chunks(), slot.elem_count());
+        list.push(n, &[address("norm", slot)?, n as u64]);
+        counts.push(list.n_chunks() - before);
+    }
+    let chunks = list.n_chunks();
+    let partial = overwritten(chunks + more, DType::F64, device)?;
+    let (entries, listed) = list.on_device(device)?;
+    Launch::plain(SOURCE, "chunk_squares", device)
+        .tensor(&entries)?
+        .tensor(&listed)?
+        .tensor(&partial)?
+        .u32(CHUNK)?
+        .run((chunks, 1), THREADS)?;
+    Ok((partial, counts))
 }
 
 /// The sum of squares of each of `slots`: one wait for all.
 pub(in crate::kernels) fn sums_of_squares(slots: &[&Tensor]) -> Result<Vec<f64>> {
-    let Some(first) = slots.first() else {
+    if slots.is_empty() {
         return Ok(Vec::new());
-    };
-    let sums = Tensor::zeros(slots.len(), DType::F64, first.device())?;
-    for (index, slot) in slots.iter().enumerate() {
-        let n = slot.elem_count();
-        let run = n.div_ceil(MOST_BLOCKS).max(LEAST_RUN);
-        let blocks = n.div_ceil(run);
-        let partial = overwritten(blocks, DType::F64, slot.device())?;
-        Launch::of(SOURCE, "sum_of_squares", slot)?
-            .tensor(slot)?
-            .tensor(&partial)?
-            .u64(n as u64)
-            .u64(run as u64)
-            .run((blocks, 1), THREADS)?;
-        Launch::plain(SOURCE, "sum_partials", slot.device())
-            .tensor(&partial)?
-            .tensor(&sums.narrow(0, index, 1)?)?
-            .u32(blocks)?
-            .run((1, 1), THREADS)?;
     }
-    sums.to_vec1()
+    let (partial, counts) = chunk_squares(slots, 0)?;
+    let partial: Vec<f64> = partial.to_vec1()?;
+    let mut rest = partial.as_slice();
+    let mut sum = |n| {
+        let (own, others) = rest.split_at(n);
+        rest = others;
+        own.iter().sum()
+    };
+    Ok(counts.into_iter().map(&mut sum).collect())
+}
+
+/// The norm of all `slots` together, `[1]` of f64, and the factor of `clip`, `[1]` of f32. Both are NaN
+/// where a log-prob of `statistics` is no finite number.
+pub(in crate::kernels) fn clip(
+    slots: &[&Tensor],
+    largest: f64,
+    statistics: &[&Tensor],
+) -> Result<(Tensor, Tensor)> {
+    let device = slots[0].device();
+    let (partial, _) = chunk_squares(slots, statistics.len())?;
+    let n = partial.elem_count();
+    for (index, rows) in statistics.iter().enumerate() {
+        Launch::plain(SOURCE, "nan_unless_finite", device)
+            .tensor(rows)?
+            .tensor(&partial.narrow(0, n - statistics.len() + index, 1)?)?
+            .u32(rows.dim(0)?)?
+            .run((1, 1), 1024)?;
+    }
+    let norm = overwritten(1, DType::F64, device)?;
+    let factor = overwritten(1, DType::F32, device)?;
+    Launch::plain(SOURCE, "clip_factor", device)
+        .tensor(&partial)?
+        .tensor(&norm)?
+        .tensor(&factor)?
+        .u32(n)?
+        .f32(largest as f32)
+        .run((1, 1), 1024)?;
+    Ok((norm, factor))
 }

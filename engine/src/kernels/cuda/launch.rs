@@ -12,6 +12,11 @@ pub(super) fn threads_for(n: usize, most: u32) -> u32 {
     n.next_multiple_of(32).clamp(32, most as usize) as u32
 }
 
+/// The same where a thread has eight elements.
+pub(super) fn threads_for_eights(n: usize, most: u32) -> u32 {
+    threads_for(n.div_ceil(8), most)
+}
+
 /// One `.cu` file, compiled.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Source {
@@ -127,6 +132,11 @@ impl Launch {
     /// Starts enough blocks of [`THREADS`] for one thread per element.
     pub(super) fn per_element(self, n: usize) -> Result<()> {
         self.run((n.div_ceil(THREADS as usize), 1), THREADS)
+    }
+
+    /// One thread for eight of `n` elements.
+    pub(super) fn per_eight(self, n: usize) -> Result<()> {
+        self.run((n.div_ceil(8 * THREADS as usize), 1), THREADS)
     }
 
     /// Starts `grid` blocks of `threads`; an empty grid is no work.

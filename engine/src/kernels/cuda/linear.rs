@@ -3,10 +3,11 @@
 use candle_core::{Result, Tensor};
 
 use super::{
-    gemm::{Into, Matrix, gemm},
+    gemm::{Matrix, gemm},
     memory::overwritten,
     residual,
 };
+use crate::kernels::Into;
 
 pub(in crate::kernels) fn forward(
     x: &Tensor,
@@ -47,9 +48,10 @@ pub(in crate::kernels) fn backward_weight(
     x: &Tensor,
     scale: f32,
     slot: &Tensor,
+    into: Into,
 ) -> Result<()> {
     let (dy, x) = (Matrix::new(dy)?.t(), Matrix::new(x)?);
-    gemm("linear", slot, Into::Add, dy, x, scale)
+    gemm("linear", slot, into, dy, x, scale)
 }
 
 pub(in crate::kernels) fn add_bias(y: &Tensor, bias: &Tensor) -> Result<()> {

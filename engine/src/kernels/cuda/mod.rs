@@ -26,6 +26,7 @@ pub(super) mod residual;
 pub(super) mod rms_norm;
 pub(super) mod rotary;
 pub(super) mod swiglu;
+mod tensor_list;
 #[cfg(test)]
 mod tests;
 

@@ -17,7 +17,7 @@ pub(in crate::kernels) fn add_assign(y: &Tensor, x: &Tensor) -> Result<()> {
         .tensor(y)?
         .tensor(x)?
         .u64(n as u64)
-        .per_element(n)
+        .per_eight(n)
 }
 
 /// `y[r] += bias`.
@@ -48,7 +48,7 @@ pub(super) fn add_rows(slot: &Tensor, x: &Tensor) -> Result<()> {
     add_partial_sums(slot, &partial)
 }
 
-/// `slot += sum over n of partial[n]`, in order. `partial [n, width]`, `slot [width]`, f32.
+/// `slot += sum over n of partial[n]`, in an order that `n` alone decides. `partial [n, width]`, `slot [width]`, f32.
 pub(super) fn add_partial_sums(slot: &Tensor, partial: &Tensor) -> Result<()> {
     let (n, width) = partial.dims2()?;
     Launch::plain(SOURCE, "add_partial_sums", slot.device())
@@ -56,5 +56,5 @@ pub(super) fn add_partial_sums(slot: &Tensor, partial: &Tensor) -> Result<()> {
         .tensor(partial)?
         .u32(n)?
         .u32(width)?
-        .per_element(width)
+        .run((width.div_ceil(32), 1), 1024)
 }

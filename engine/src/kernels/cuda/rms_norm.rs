@@ -3,13 +3,15 @@
 use candle_core::{DType, Result, Tensor};
 
 use super::{
-    launch::{Launch, Source, THREADS, source, threads_for},
+    launch::{Launch, Source, source, threads_for_eights},
     memory::{one_dtype, overwritten},
     residual::add_partial_sums,
 };
 
 const SOURCE: Source = source!("rms_norm");
 
+/// Threads of a block, at most: those of a row of 8192.
+const THREADS: u32 = 1024;
 /// Blocks that sum a weight gradient, at most: several for every multiprocessor of a large GPU.
 const MOST_RUNS: usize = 1024;
 
@@ -28,7 +30,7 @@ pub(in crate::kernels) fn forward(x: &Tensor, w: &Tensor, eps: f64) -> Result<Te
         .tensor(&y)?
         .u32(width)?
         .f32(eps as f32)
-        .run((rows, 1), threads_for(width, THREADS))?;
+        .run((rows, 1), threads_for_eights(width, THREADS))?;
     Ok(y)
 }
 
@@ -58,7 +60,7 @@ pub(in crate::kernels) fn backward_in_place(
         .u32(width)?
         .u32(run)?
         .f32(eps as f32)
-        .run((runs, 1), threads_for(width, THREADS))?;
+        .run((runs, 1), threads_for_eights(width, THREADS))?;
     match (slot, partial) {
         (Some(slot), Some(partial)) => add_partial_sums(slot, &partial),
         _ => Ok(()),

@@ -65,7 +65,7 @@ pub(in crate::kernels) fn backward_in_place(
     let heads = width / head_dim;
     let warps = (rows * heads).min(MOST_WARPS).next_multiple_of(WARPS);
     let partial = slot
-        .map(|_| overwritten((warps, head_dim), DType::F32, x.device()))
+        .map(|_| overwritten((warps / WARPS, head_dim), DType::F32, x.device()))
         .transpose()?;
     Launch::of(SOURCE, "rotary_backward", dy)?
         .tensor(dy)?

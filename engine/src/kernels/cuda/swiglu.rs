@@ -18,7 +18,7 @@ pub(in crate::kernels) fn forward(gate: &Tensor, up: &Tensor) -> Result<Tensor> 
         .tensor(up)?
         .tensor(&h)?
         .u64(n as u64)
-        .per_element(n)?;
+        .per_eight(n)?;
     Ok(h)
 }
 
@@ -30,5 +30,5 @@ pub(in crate::kernels) fn backward_in_place(gate: &Tensor, up: &Tensor, dh: &Ten
         .tensor(up)?
         .tensor(dh)?
         .u64(n as u64)
-        .per_element(n)
+        .per_eight(n)
 }

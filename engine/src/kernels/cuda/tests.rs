@@ -8,7 +8,7 @@ use t3s_core::{AttentionPattern, CounterRng, decoder_spec::RopeSpec};
 
 use super::emulated::{in_both_orders, overwrite};
 use crate::kernels::{
-    adamw, attention, cross_entropy, embedding, gradients, linear, residual, rms_norm,
+    Into, adamw, attention, cross_entropy, embedding, gradients, linear, residual, rms_norm,
     rotary::{self, RotaryTable},
     swiglu,
 };
@@ -195,7 +195,7 @@ fn linear_layers_match_their_twins() {
         linear::add_bias(&y, &t[3]).unwrap();
         let dx = linear::backward_input(&t[2], &t[1], 2.0, Some(t[4].clone())).unwrap();
         let (dw, db) = (slot(&[5, 7], &t[0]), slot(&[5], &t[0]));
-        linear::backward_weight(&t[2], &t[0], 0.5, &dw).unwrap();
+        linear::backward_weight(&t[2], &t[0], 0.5, &dw, Into::Add).unwrap();
         linear::backward_bias(&t[2], &db).unwrap();
         vec![y, dx, dw, db]
     });
@@ -228,6 +228,43 @@ fn sums_and_scales_of_gradients_match_their_twins() {
         let sums: Vec<f32> = sums.iter().map(|sum| *sum as f32).collect();
         vec![scaled, zeroed, Tensor::new(sums, &Device::Cpu).unwrap()]
     });
+}
+
+#[test]
+fn clipping_matches_its_twin_and_passes_on_what_is_no_number() {
+    // Several chunks, and one that is no multiple of anything.
+    let inputs = [random("a", &[300, 331]), random("b", &[3])];
+    let found = |clip: &gradients::Clip| match clip {
+        gradients::Clip::Known { norm, factor } => vec![*norm as f32, *factor],
+        gradients::Clip::OnDevice { factor, .. } => {
+            vec![clip.norm().unwrap() as f32, values(factor)[0]]
+        }
+    };
+    compare("clip", &inputs, |t| {
+        let wide = |t: &Tensor| t.to_dtype(DType::F32).unwrap().copy().unwrap();
+        let (a, b) = (wide(&t[0]), wide(&t[1]));
+        let clips = [0.0, 2.0, 1e6].map(|largest| gradients::clip(&[&a, &b], largest, &[]));
+        let found: Vec<f32> = clips
+            .iter()
+            .flat_map(|c| found(c.as_ref().unwrap()))
+            .collect();
+        vec![Tensor::new(found, &Device::Cpu).unwrap()]
+    });
+    let check = |device: &Device| {
+        for (logp, is_number) in [(-3.0, true), (f32::NEG_INFINITY, false), (f32::NAN, false)] {
+            let rows = Tensor::new(&[[-1.0, f32::NAN, 0.0, 0.0], [logp, 0.0, 0.0, 0.0]], device);
+            let ones = Tensor::ones(7, DType::F32, device).unwrap();
+            let clip = gradients::clip(&[&ones], 1.0, &[&rows.unwrap()]).unwrap();
+            assert!(
+                found(&clip).iter().all(|n| n.is_finite() == is_number),
+                "{logp}"
+            );
+        }
+    };
+    in_both_orders(|| check(&Device::Cpu));
+    if let Some(gpu) = gpu() {
+        check(&gpu);
+    }
 }
 
 const PATTERNS: [AttentionPattern; 4] = [
@@ -325,32 +362,41 @@ fn the_head_matches_its_twin() {
     // Large enough that some probabilities are far from even.
     let scaled = (random("hidden", &[16, width]) * 4.0).unwrap();
     let inputs = [scaled, random("weight", &[vocab, width])];
-    for backward in [true, false] {
+    let cases = [
+        (Some(Into::Add), Some(sketch)),
+        (Some(Into::Overwrite), None),
+        (None, Some(sketch)),
+        (None, None),
+    ];
+    for (backward, sketch) in cases {
         compare("head", &inputs, |t| {
             let dw = slot(&[vocab, width], &t[0]);
             let gradients = match backward {
-                true => cross_entropy::HeadGradients::Hidden {
-                    weight_slot: Some(&dw),
+                Some(into) => cross_entropy::HeadGradients::Hidden {
+                    weight_slot: Some((&dw, into)),
                 },
-                false => cross_entropy::HeadGradients::None,
+                None => cross_entropy::HeadGradients::None,
             };
             let (output, d_hidden) =
-                cross_entropy::run(&t[0], &t[1], &rows, Some(sketch), gradients).unwrap();
+                cross_entropy::run(&t[0], &t[1], &rows, sketch, gradients).unwrap();
+            let output = output.read().unwrap();
             let n = output.logp.len();
             let column = |values: Vec<f32>| Tensor::from_vec(values, n, &Device::Cpu).unwrap();
             let ranks = output.rank.iter().map(|rank| *rank as f32).collect();
-            let sketch = output.sketch.unwrap();
-            assert_eq!(sketch.values.len(), n * sketch.width);
+            assert_eq!(output.sketch.is_some(), sketch.is_some());
             let mut results = vec![
                 column(output.logp),
                 column(output.entropy),
                 column(ranks),
                 column(output.grad_norm),
-                Tensor::new(sketch.values, &Device::Cpu).unwrap(),
                 Tensor::new(&[output.loss_sum as f32], &Device::Cpu).unwrap(),
                 dw,
             ];
             results.extend(d_hidden);
+            if let Some(sketch) = output.sketch {
+                assert_eq!(sketch.values.len(), n * sketch.width);
+                results.push(Tensor::new(sketch.values, &Device::Cpu).unwrap());
+            }
             results
         });
     }
@@ -367,9 +413,9 @@ fn the_head_keeps_what_is_left_of_one_and_passes_nan_on() {
     };
     let run = || {
         let none = cross_entropy::HeadGradients::None;
-        cross_entropy::run(&hidden, &weight, &[row(0), row(1)], None, none)
-            .unwrap()
-            .0
+        let (output, _) =
+            cross_entropy::run(&hidden, &weight, &[row(0), row(1)], None, none).unwrap();
+        output.read().unwrap()
     };
     let wanted = run();
     let Some(found) = in_both_orders(run) else {
