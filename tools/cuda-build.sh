@@ -14,6 +14,13 @@ cd "$(dirname "$0")/.."
 if ! command -v nvcc > /dev/null; then
     tools/cuda-toolkit.sh > /dev/null
     source target/cuda-toolkit/env.sh
+elif [ -z "${CUDNN_INCLUDE:-}" ] || [ -z "${CUDNN_FRONTEND_INCLUDE:-}" ]; then
+    # No installed toolkit has the frontend's headers. Without them attention is the portable kernels'.
+    if tools/cudnn-headers.sh > /dev/null; then
+        source target/cudnn-headers/env.sh
+    else
+        echo "tools/cuda-build.sh: no cuDNN headers; building without attention by cuDNN" >&2
+    fi
 fi
 # What candle's own kernels are compiled for, where no GPU tells; the driver compiles them anew for
 # newer ones.

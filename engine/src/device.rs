@@ -1,7 +1,7 @@
 //! Where tensors live: the CPU, or an NVIDIA GPU in builds with the feature `cuda`.
 //!
-//! The driver, cuBLAS and cuRAND are opened when a GPU is asked for. A machine without them runs the
-//! same program on its CPU.
+//! The driver, cuBLAS and cuRAND are opened when a GPU is asked for, cuDNN when attention first runs on
+//! it. A machine without the former runs the same program on its CPU.
 
 use candle_core::{DType, Device};
 use t3s_core::plan::{DeviceChoice, Precision};
@@ -118,7 +118,13 @@ mod gpu {
         let device =
             CudaDevice::new_with_stream(n).map_err(|e| failed("the device does not open", &e))?;
         prepare(&device, n).map_err(|e| failed("the device's memory pool", &e))?;
-        tracing::info!("computing on cuda:{n}; attention by the portable kernels");
+        match cfg!(cudnn_attention) {
+            // Which attention that of bfloat16 is, is said when it is first computed.
+            true => tracing::info!("computing on cuda:{n}"),
+            false => tracing::info!(
+                "computing on cuda:{n}; attention by the portable kernels: this build has no cuDNN"
+            ),
+        }
         Ok(Device::Cuda(device))
     }
 

@@ -1,8 +1,11 @@
-//! Twin of `kernels::attention`.
+//! Twin of `kernels::attention`: cuDNN's kernels where they apply ([`super::cudnn`]), those of
+//! attention.cu and attention_mma.cu elsewhere.
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 use t3s_core::AttentionPattern;
 
+#[cfg(cudnn_attention)]
+use super::cudnn::Packed;
 use super::{
     launch::{Launch, Source, THREADS, source},
     memory::{address, indices, one_dtype, overwritten},
@@ -141,6 +144,40 @@ pub(in crate::kernels) fn forward(
     offsets: &[u32],
     pattern: AttentionPattern,
 ) -> Result<(Tensor, Tensor)> {
+    #[cfg(cudnn_attention)]
+    if let Some(packed) = Packed::of(&[q, k, v], heads, offsets, pattern)? {
+        return packed.forward(q, k, v);
+    }
+    portable_forward(q, k, v, heads, offsets, pattern)
+}
+
+/// `(dq, dk, dv)`; shapes and offsets have been checked.
+pub(in crate::kernels) fn backward(
+    d_out: &Tensor,
+    forwarded: Forwarded<'_>,
+    heads: Heads,
+    offsets: &[u32],
+    pattern: AttentionPattern,
+) -> Result<(Tensor, Tensor, Tensor)> {
+    #[cfg(cudnn_attention)]
+    {
+        let Forwarded { q, k, v, out, .. } = forwarded;
+        if let Some(packed) = Packed::of(&[q, k, v, out, d_out], heads, offsets, pattern)? {
+            return packed.backward(d_out, forwarded);
+        }
+    }
+    portable_backward(d_out, forwarded, heads, offsets, pattern)
+}
+
+/// [`forward`] by the kernels of this crate.
+pub(super) fn portable_forward(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    heads: Heads,
+    offsets: &[u32],
+    pattern: AttentionPattern,
+) -> Result<(Tensor, Tensor)> {
     let dtype = one_dtype("attention", &[q, k, v])?;
     let (rows, device) = (q.dim(0)?, q.device());
     let kernels = Kernels::of(heads.head_dim, &[q, k, v])?;
@@ -161,8 +198,8 @@ pub(in crate::kernels) fn forward(
     Ok((out, lse))
 }
 
-/// `(dq, dk, dv)`; shapes and offsets have been checked.
-pub(in crate::kernels) fn backward(
+/// [`backward`] by the kernels of this crate.
+pub(super) fn portable_backward(
     d_out: &Tensor,
     forwarded: Forwarded<'_>,
     heads: Heads,

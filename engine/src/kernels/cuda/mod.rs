@@ -14,6 +14,8 @@
 pub(super) mod adamw;
 pub(super) mod attention;
 pub(super) mod cross_entropy;
+#[cfg(any(test, cudnn_attention))]
+mod cudnn;
 pub(super) mod embedding;
 #[cfg(test)]
 mod emulated;

@@ -1,6 +1,8 @@
 //! Every CUDA kernel against its CPU twin, f32 and bfloat16: emulated, in both orders of threads, and
 //! on a GPU where the build knows GPUs and there is one.
 
+#[cfg(cudnn_attention)]
+mod cudnn;
 mod model;
 
 use candle_core::{DType, Device, Tensor};
@@ -274,31 +276,51 @@ const PATTERNS: [AttentionPattern; 4] = [
     AttentionPattern::BlockDiffusion { block: 4, views: 2 },
 ];
 
-fn check_attention(heads: attention::Heads, offsets: &[u32], pattern: AttentionPattern) {
+/// Queries, keys, values and the gradient of the output.
+fn attention_inputs(heads: attention::Heads, offsets: &[u32]) -> [Tensor; 4] {
     let rows = *offsets.last().unwrap() as usize;
-    let (q, kv) = (
-        heads.n_heads * heads.head_dim,
-        heads.n_kv_heads * heads.head_dim,
-    );
-    let inputs = [
-        random("q", &[rows, q]),
-        random("k", &[rows, kv]),
-        random("v", &[rows, kv]),
-        random("d_out", &[rows, q]),
-    ];
+    [
+        random("q", &[rows, heads.width()]),
+        random("k", &[rows, heads.kv_width()]),
+        random("v", &[rows, heads.kv_width()]),
+        random("d_out", &[rows, heads.width()]),
+    ]
+}
+
+/// Output, log-sum-exp and the three gradients: by the CPU, or by the portable kernels where GPU code
+/// runs.
+fn attention_both_ways(
+    t: &[Tensor],
+    heads: attention::Heads,
+    offsets: &[u32],
+    pattern: AttentionPattern,
+) -> Vec<Tensor> {
+    let (q, k, v) = (&t[0], &t[1], &t[2]);
+    let portable = super::runs(q);
+    let (out, lse) = match portable {
+        true => super::attention::portable_forward(q, k, v, heads, offsets, pattern),
+        false => attention::forward(q, k, v, heads, offsets, pattern),
+    }
+    .unwrap();
+    let forwarded = attention::Forwarded {
+        q,
+        k,
+        v,
+        out: &out,
+        lse: &lse,
+    };
+    let (dq, dk, dv) = match portable {
+        true => super::attention::portable_backward(&t[3], forwarded, heads, offsets, pattern),
+        false => attention::backward(&t[3], forwarded, heads, offsets, pattern),
+    }
+    .unwrap();
+    vec![out, lse, dq, dk, dv]
+}
+
+fn check_attention(heads: attention::Heads, offsets: &[u32], pattern: AttentionPattern) {
+    let inputs = attention_inputs(heads, offsets);
     compare(&format!("attention {heads:?} {pattern:?}"), &inputs, |t| {
-        let (q, k, v) = (&t[0], &t[1], &t[2]);
-        let (out, lse) = attention::forward(q, k, v, heads, offsets, pattern).unwrap();
-        // The output that both backward passes read is the CPU's: rounding it is no error of theirs.
-        let forwarded = attention::Forwarded {
-            q,
-            k,
-            v,
-            out: &out,
-            lse: &lse,
-        };
-        let (dq, dk, dv) = attention::backward(&t[3], forwarded, heads, offsets, pattern).unwrap();
-        vec![out, lse, dq, dk, dv]
+        attention_both_ways(t, heads, offsets, pattern)
     });
 }
 

@@ -1,0 +1,351 @@
+//! Attention by cuDNN's fused kernels, where they compute what `kernels::attention` does.
+//!
+//! Plans are built for a [`Bucket`]: the sizes of a batch, rounded up. How long its examples are and
+//! where they start is data. The log-sum-exp stands in the same tensor, in the same places, as the
+//! portable kernels write it.
+
+#[cfg(cudnn_attention)]
+mod shim;
+
+use candle_core::DType;
+#[cfg(cudnn_attention)]
+use candle_core::{Device, Result, Tensor};
+use t3s_core::AttentionPattern;
+
+use crate::kernels::attention::Heads;
+#[cfg(cudnn_attention)]
+use crate::kernels::{
+    attention::Forwarded,
+    cuda::memory::{address, indices, one_dtype, overwritten},
+};
+
+/// What a pair of plans (one for each pass) is built for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Bucket {
+    /// Examples of a batch at most; the surplus has no rows.
+    examples: usize,
+    /// Rows of the longest example at most.
+    longest: usize,
+    /// Rows of a batch at most.
+    rows: usize,
+    heads: Heads,
+    causal: bool,
+}
+
+impl Bucket {
+    /// That of a batch, or why cuDNN does not get it. Of nothing but its arguments, so both passes
+    /// of a batch answer alike.
+    pub(super) fn of(
+        dtype: DType,
+        heads: Heads,
+        offsets: &[u32],
+        pattern: AttentionPattern,
+    ) -> std::result::Result<Self, &'static str> {
+        if dtype != DType::BF16 {
+            return Err("cuDNN's is for bfloat16");
+        }
+        // Small heads are those of models for tests, which would wait for plans longer than for
+        // steps. cudnn-frontend knows of faults where 16 does not divide the size.
+        if !(64..=256).contains(&heads.head_dim) || !heads.head_dim.is_multiple_of(16) {
+            return Err("cuDNN's is for heads of 64 to 256, a multiple of 16");
+        }
+        let causal = match pattern {
+            AttentionPattern::Causal => true,
+            AttentionPattern::Bidirectional => false,
+            _ => return Err("cuDNN's is causal or bidirectional"),
+        };
+        let (mut examples, mut longest) = (0usize, 0);
+        for len in lengths(offsets) {
+            // cuDNN 9.26 and 9.27 leave a log-sum-exp of such an example unwritten in some plans.
+            if len == 1 {
+                return Err("an example of one row");
+            }
+            examples += 1;
+            longest = longest.max(len as usize);
+        }
+        if examples == 0 {
+            return Err("no rows");
+        }
+        let bucket = Self {
+            examples: examples.next_power_of_two(),
+            longest: rounded(longest),
+            rows: offsets
+                .last()
+                .map_or(0, |rows| *rows as usize)
+                .next_power_of_two(),
+            heads,
+            causal,
+        };
+        // Places in a tensor are 32-bit numbers.
+        if bucket.rows * heads.width() > i32::MAX as usize {
+            return Err("more elements than cuDNN is told the places of");
+        }
+        Ok(bucket)
+    }
+
+    /// What cuDNN reads on the device, in one list: the lengths of the examples, then where they
+    /// start in elements of the queries, of the keys and of the log-sum-exp. The surplus examples
+    /// have no rows and start where the last one ends.
+    fn layout(&self, offsets: &[u32]) -> Layout {
+        let mut lens: Vec<u32> = lengths(offsets).collect();
+        lens.resize(self.examples, 0);
+        let mut starts = vec![0];
+        for len in &lens {
+            starts.push(starts[starts.len() - 1] + len);
+        }
+        let heads = self.heads;
+        let mut layout = Layout {
+            values: Vec::new(),
+            begins: [0; 4],
+        };
+        layout.push(0, lens);
+        for (part, width) in [
+            (1, heads.width()),
+            (2, heads.kv_width()),
+            (3, heads.n_heads),
+        ] {
+            layout.push(part, starts.iter().map(|start| start * width as u32));
+        }
+        layout
+    }
+}
+
+/// Rows of the examples that have any.
+fn lengths(offsets: &[u32]) -> impl Iterator<Item = u32> {
+    offsets
+        .windows(2)
+        .map(|w| w[1] - w[0])
+        .filter(|len| *len > 0)
+}
+
+/// The next of 128, 192, 256, 384, 512, 768, ...: the room that the backward pass works in grows with
+/// the square.
+fn rounded(longest: usize) -> usize {
+    let power = longest.next_power_of_two().max(128);
+    match longest <= power / 4 * 3 && power > 128 {
+        true => power / 4 * 3,
+        false => power,
+    }
+}
+
+/// Four lists in one.
+#[derive(Debug, PartialEq, Eq)]
+struct Layout {
+    values: Vec<u32>,
+    /// Index of the first value of each.
+    begins: [usize; 4],
+}
+
+impl Layout {
+    /// Adds a list, from an address that 16 bytes divide.
+    fn push(&mut self, part: usize, values: impl IntoIterator<Item = u32>) {
+        self.values.resize(self.values.len().next_multiple_of(4), 0);
+        self.begins[part] = self.values.len();
+        self.values.extend(values);
+    }
+}
+
+/// The plans for a batch, and the batch's layout on the device.
+#[cfg(cudnn_attention)]
+pub(super) struct Packed {
+    plans: shim::Plans,
+    device: Device,
+    /// [`Layout::values`], which lives until the pass is under way.
+    layout: Tensor,
+    begins: [usize; 4],
+    heads: Heads,
+}
+
+#[cfg(cudnn_attention)]
+impl Packed {
+    /// For tensors of a batch; `None` where the portable kernels compute, which is decided by their
+    /// type and alignment, the shape, the pattern and the offsets, and by what this machine's cuDNN
+    /// has plans for, both passes together.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub(super) fn of(
+        tensors: &[&Tensor],
+        heads: Heads,
+        offsets: &[u32],
+        pattern: AttentionPattern,
+    ) -> Result<Option<Self>> {
+        let Device::Cuda(device) = tensors[0].device() else {
+            return Ok(None);
+        };
+        let dtype = one_dtype("attention", tensors)?;
+        let Ok(bucket) = Bucket::of(dtype, heads, offsets, pattern) else {
+            return Ok(None);
+        };
+        // Views of whole rows of a new tensor are aligned.
+        for tensor in tensors {
+            if !address("attention", tensor)?.is_multiple_of(16) {
+                return Ok(None);
+            }
+        }
+        let Some(plans) = shim::plans(device, bucket)? else {
+            return Ok(None);
+        };
+        let layout = bucket.layout(offsets);
+        let device = tensors[0].device();
+        Ok(Some(Self {
+            plans,
+            device: device.clone(),
+            layout: indices(&layout.values, device)?,
+            begins: layout.begins,
+            heads,
+        }))
+    }
+
+    /// Output and log-sum-exp.
+    pub(super) fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
+        let out = overwritten(q.shape(), q.dtype(), &self.device)?;
+        let lse = overwritten((q.dim(0)?, self.heads.n_heads), DType::F32, &self.device)?;
+        self.run(
+            shim::Pass::Forward,
+            &[
+                (shim::Tensors::Q, q),
+                (shim::Tensors::K, k),
+                (shim::Tensors::V, v),
+                (shim::Tensors::Out, &out),
+                (shim::Tensors::Lse, &lse),
+            ],
+        )?;
+        Ok((out, lse))
+    }
+
+    /// `(dq, dk, dv)`.
+    pub(super) fn backward(
+        &self,
+        d_out: &Tensor,
+        forwarded: Forwarded<'_>,
+    ) -> Result<(Tensor, Tensor, Tensor)> {
+        let Forwarded { q, k, v, out, lse } = forwarded;
+        let new = |like: &Tensor| overwritten(like.shape(), like.dtype(), &self.device);
+        let (dq, dk, dv) = (new(q)?, new(k)?, new(v)?);
+        self.run(
+            shim::Pass::Backward,
+            &[
+                (shim::Tensors::Q, q),
+                (shim::Tensors::K, k),
+                (shim::Tensors::V, v),
+                (shim::Tensors::Out, out),
+                (shim::Tensors::Lse, lse),
+                (shim::Tensors::DOut, d_out),
+                (shim::Tensors::DQ, &dq),
+                (shim::Tensors::DK, &dk),
+                (shim::Tensors::DV, &dv),
+            ],
+        )?;
+        Ok((dq, dk, dv))
+    }
+
+    fn run(&self, pass: shim::Pass, tensors: &[(shim::Tensors, &Tensor)]) -> Result<()> {
+        let Device::Cuda(device) = &self.device else {
+            unreachable!("`of` has asked")
+        };
+        let mut addresses = shim::Addresses::default();
+        for (place, tensor) in tensors {
+            addresses.set(*place, address("attention", tensor)?);
+        }
+        let layout = address("attention", &self.layout)?;
+        let lists = [
+            shim::Tensors::Lengths,
+            shim::Tensors::QOffsets,
+            shim::Tensors::KOffsets,
+            shim::Tensors::LseOffsets,
+        ];
+        for (place, begin) in lists.into_iter().zip(self.begins) {
+            addresses.set(place, layout + 4 * begin as u64);
+        }
+        // Freed in the order of the stream, like everything else here: after the pass.
+        let bytes = self.plans.workspace(pass).max(1);
+        let workspace = overwritten(bytes, DType::U8, &self.device)?;
+        let room = address("attention", &workspace)?;
+        shim::execute(device, self.plans, pass, &addresses, room)
+    }
+}
+
+/// Why the device has no cuDNN, `None` where it has it.
+#[cfg(all(test, cudnn_attention))]
+pub(super) fn missing(device: &candle_core::CudaDevice) -> Result<Option<String>> {
+    shim::missing(device)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEADS: Heads = Heads {
+        n_heads: 4,
+        n_kv_heads: 2,
+        head_dim: 64,
+    };
+
+    fn bucket(offsets: &[u32]) -> Bucket {
+        Bucket::of(DType::BF16, HEADS, offsets, AttentionPattern::Causal).unwrap()
+    }
+
+    #[test]
+    fn batches_of_like_sizes_share_plans() {
+        let one = bucket(&[0, 200, 202, 900]);
+        assert_eq!((one.examples, one.longest, one.rows), (4, 768, 1024));
+        assert_eq!(one, bucket(&[0, 2, 2, 600, 700, 1024]));
+        assert_ne!(one, bucket(&[0, 769, 900, 1024]));
+        assert_ne!(one, bucket(&[0, 600, 1025, 1027]));
+        assert_ne!(one, bucket(&[0, 600, 700, 800, 900, 1000]));
+    }
+
+    #[test]
+    fn the_longest_example_has_room_and_not_much_more() {
+        for longest in 1..5000 {
+            let room = rounded(longest);
+            assert!(
+                longest <= room && room <= (longest * 3 / 2).max(128),
+                "{longest}: {room}"
+            );
+        }
+        let sizes = [1, 128, 129, 192, 193, 1025, 1536, 1537].map(rounded);
+        assert_eq!(sizes, [128, 128, 192, 192, 256, 1536, 1536, 2048]);
+    }
+
+    #[test]
+    fn what_cudnn_does_not_compute_is_left_to_the_portable_kernels() {
+        let why = |dtype, heads, offsets: &[u32], pattern| {
+            Bucket::of(dtype, heads, offsets, pattern).err()
+        };
+        let (bf16, causal) = (DType::BF16, AttentionPattern::Causal);
+        assert_eq!(why(bf16, HEADS, &[0, 5], causal), None);
+        assert_eq!(
+            why(bf16, HEADS, &[0, 5], AttentionPattern::Bidirectional),
+            None
+        );
+        assert!(why(DType::F32, HEADS, &[0, 5], causal).is_some());
+        for pattern in [
+            AttentionPattern::BlockCausal { block: 4 },
+            AttentionPattern::BlockDiffusion { block: 4, views: 1 },
+        ] {
+            assert!(why(bf16, HEADS, &[0, 8], pattern).is_some());
+        }
+        for head_dim in [8, 32, 72, 264, 512] {
+            let heads = Heads { head_dim, ..HEADS };
+            assert!(why(bf16, heads, &[0, 5], causal).is_some(), "{head_dim}");
+        }
+        assert!(why(bf16, HEADS, &[0, 0], causal).is_some());
+        assert!(why(bf16, HEADS, &[0, 5, 6], causal).is_some());
+        assert!(why(bf16, HEADS, &[0, 1 << 23], causal).is_some());
+    }
+
+    #[test]
+    fn surplus_examples_have_no_rows_and_start_at_the_end() {
+        let offsets = [0, 3, 3, 10, 12];
+        let layout = bucket(&offsets).layout(&offsets);
+        let list = |part: usize, n: usize| &layout.values[layout.begins[part]..][..n];
+        assert_eq!(list(0, 4), [3, 7, 2, 0]);
+        let starts = [0, 3, 10, 12, 12];
+        assert_eq!(list(1, 5), starts.map(|start| start * 4 * 64));
+        assert_eq!(list(2, 5), starts.map(|start| start * 2 * 64));
+        assert_eq!(list(3, 5), starts.map(|start| start * 4));
+        assert!(layout.begins.iter().all(|begin| begin.is_multiple_of(4)));
+    }
+}
