@@ -97,30 +97,55 @@ __device__ __forceinline__ void forward_whole(const T *x, const T *norm, const f
     store_part<C>(y + at, v);
 }
 
-// `rotary_backward` of one head that turns whole; adds its share to dw.
+// `rotary_backward` of heads that turn whole: items warp, warp + warps, ... of all. The next item is on its
+// way while one is turned. Adds to dw, a lane's neighbouring elements.
 template <typename T, u32 C>
-__device__ __forceinline__ void backward_whole(T *dy, const T *x, const T *norm, const float *angles, float *dw,
-                                               float eps) {
+__device__ __forceinline__ void backward_whole(T *dy, const T *x, const T *norm, const float *table,
+                                               const u32 *positions, float *dw, u32 warp, u32 warps, u32 items,
+                                               u32 heads, float eps) {
     const u32 at = threadIdx.x % 32 * C;
-    float d[C];
-    load_part<C>(d, dy + at);
-    turn<C>(d, Angles<C>(angles), -1.0f);
-    if (norm != nullptr) {
-        float v[C], w[C], projection = 0.0f;
-        load_part<C>(v, x + at);
-        load_part<C>(w, norm + at);
-        const float inv = 1.0f / sqrtf(squares_of<C>(v) / static_cast<float>(32 * C) + eps);
+    float w[C] = {}, d[C], v[C] = {};
+    if (norm != nullptr) load_part<C>(w, norm + at);
+    u32 position = 0;
+    if (warp < items) {
+        const u64 start = static_cast<u64>(warp) * 32 * C + at;
+        position = positions[warp / heads];
+        load_part<C>(d, dy + start);
+        if (norm != nullptr) load_part<C>(v, x + start);
+    }
+    for (u32 item = warp; item < items; item += warps) {
+        const Angles<C> angles(table + static_cast<u64>(position) * 32 * C);
+        const u64 start = static_cast<u64>(item) * 32 * C + at;
+        float next_d[C], next_v[C] = {};
+        // Not past the end, nor past what 32 bits count.
+        if (items - item > warps) {
+            const u64 next = start + static_cast<u64>(warps) * 32 * C;
+            position = positions[(item + warps) / heads];
+            load_part<C>(next_d, dy + next);
+            if (norm != nullptr) load_part<C>(next_v, x + next);
+        }
+        turn<C>(d, angles, -1.0f);
+        if (norm != nullptr) {
+            const float inv = 1.0f / sqrtf(squares_of<C>(v) / static_cast<float>(32 * C) + eps);
+            float projection = 0.0f;
 #pragma unroll
-        for (u32 j = 0; j < C; j++) projection += d[j] * w[j] * v[j];
-        const float mean = warp_sum(projection) * inv / static_cast<float>(32 * C);
+            for (u32 j = 0; j < C; j++) projection += d[j] * w[j] * v[j];
+            const float mean = warp_sum(projection) * inv / static_cast<float>(32 * C);
+#pragma unroll
+            for (u32 j = 0; j < C; j++) {
+                v[j] *= inv;
+                dw[j] += d[j] * v[j];
+                d[j] = inv * (d[j] * w[j] - v[j] * mean);
+            }
+        }
+        store_part<C>(dy + start, d);
+        if (items - item <= warps) break;
 #pragma unroll
         for (u32 j = 0; j < C; j++) {
-            v[j] *= inv;
-            dw[j] += d[j] * v[j];
-            d[j] = inv * (d[j] * w[j] - v[j] * mean);
+            d[j] = next_d[j];
+            v[j] = next_v[j];
         }
     }
-    store_part<C>(dy + at, d);
 }
 
 template <typename T> __device__ float warp_inverse_rms(const T *x, u32 head_dim, float eps) {
@@ -164,6 +189,23 @@ ENTRY(rotary_forward,
        u32 head_dim, u32 dim, float eps),
       (x, norm, table, positions, y, items, heads, head_dim, dim, eps))
 
+// The sum of a block's shares of a norm's gradient: `elements` of each lane's dw, `step` apart from `from`
+// on, to partial[block].
+__device__ __forceinline__ void add_shares(const float *dw, u32 elements, u32 from, u32 step, u32 head_dim,
+                                           float *partial) {
+    __shared__ float shares[WARPS][32 * MOST_PER_LANE];
+    for (u32 j = 0; j < elements; j++) {
+        const u32 e = from + j * step;
+        if (e < head_dim) shares[threadIdx.x / 32][e] = dw[j];
+    }
+    __syncthreads();
+    for (u32 e = threadIdx.x; e < head_dim; e += blockDim.x) {
+        float sum = 0.0f;
+        for (u32 w = 0; w < WARPS; w++) sum += shares[w][e];
+        partial[static_cast<u64>(blockIdx.x) * head_dim + e] = sum;
+    }
+}
+
 // Turns dy into dx in place. Warp w of all warps takes items w, w + n, ...; the sum of a block's shares of
 // the norm's gradient goes to partial[block] ([blocks, head_dim], may be null). A block has 8 warps.
 template <typename T>
@@ -173,17 +215,10 @@ __device__ void rotary_backward(T *dy, const T *x, const T *norm, const float *t
     const u32 lane = threadIdx.x % 32;
     const u32 warp = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
     const u32 warps = gridDim.x * (blockDim.x / 32);
-    const bool whole = turns_whole(head_dim, dim);
     float dw[MOST_PER_LANE] = {};
     for (u32 item = warp; item < items; item += warps) {
         const u64 start = static_cast<u64>(item) * head_dim;
         const float *angles = table + static_cast<u64>(positions[item / heads]) * dim;
-        if (whole) {
-            if (head_dim == 64) backward_whole<T, 2>(dy + start, x + start, norm, angles, dw, eps);
-            if (head_dim == 128) backward_whole<T, 4>(dy + start, x + start, norm, angles, dw, eps);
-            if (head_dim == 256) backward_whole<T, 8>(dy + start, x + start, norm, angles, dw, eps);
-            continue;
-        }
         float turned[MOST_PER_LANE];
         for (u32 j = 0, e = lane; e < head_dim; j++, e += 32) {
             const Turn turn = turn_of(angles, e, dim);
@@ -207,23 +242,35 @@ __device__ void rotary_backward(T *dy, const T *x, const T *norm, const float *t
             dy[start + e] = from_float<T>(inv * (turned[j] * to_float(norm[e]) - v * mean));
         }
     }
-    if (partial == nullptr) return;
-    __shared__ float shares[WARPS][32 * MOST_PER_LANE];
-    // A lane's elements are neighbours, or 32 apart.
-    const u32 step = whole ? 1 : 32, from = whole ? lane * (head_dim / 32) : lane;
-#pragma unroll
-    for (u32 j = 0; j < MOST_PER_LANE; j++) {
-        const u32 e = from + j * step;
-        if (whole ? j < head_dim / 32 : e < head_dim) shares[threadIdx.x / 32][e] = dw[j];
-    }
-    __syncthreads();
-    for (u32 e = threadIdx.x; e < head_dim; e += blockDim.x) {
-        float sum = 0.0f;
-        for (u32 w = 0; w < WARPS; w++) sum += shares[w][e];
-        partial[static_cast<u64>(blockIdx.x) * head_dim + e] = sum;
-    }
+    if (partial != nullptr) add_shares(dw, MOST_PER_LANE, lane, 32, head_dim, partial);
 }
 ENTRY(rotary_backward,
       (T * dy, const T *x, const T *norm, const float *table, const u32 *positions, float *partial,
        u32 items, u32 heads, u32 head_dim, u32 dim, float eps),
       (dy, x, norm, table, positions, partial, items, heads, head_dim, dim, eps))
+
+// The same for heads of 32 C elements that turn whole.
+template <typename T, u32 C>
+__device__ void rotary_backward_whole(T *dy, const T *x, const T *norm, const float *table, const u32 *positions,
+                                      float *partial, u32 items, u32 heads, float eps) {
+    const u32 lane = threadIdx.x % 32;
+    const u32 warp = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+    const u32 warps = gridDim.x * (blockDim.x / 32);
+    float dw[C] = {};
+    backward_whole<T, C>(dy, x, norm, table, positions, dw, warp, warps, items, heads, eps);
+    if (partial != nullptr) add_shares(dw, C, C * lane, 1, 32 * C, partial);
+}
+#define WHOLE(HEAD_DIM)                                                                                \
+    template <typename T>                                                                              \
+    __device__ void rotary_backward_##HEAD_DIM(T *dy, const T *x, const T *norm, const float *table,   \
+                                               const u32 *positions, float *partial, u32 items,        \
+                                               u32 heads, u32, u32, float eps) {                       \
+        rotary_backward_whole<T, HEAD_DIM / 32>(dy, x, norm, table, positions, partial, items, heads, eps); \
+    }                                                                                                  \
+    ENTRY(rotary_backward_##HEAD_DIM,                                                                  \
+          (T * dy, const T *x, const T *norm, const float *table, const u32 *positions,                \
+           float *partial, u32 items, u32 heads, u32 head_dim, u32 dim, float eps),                    \
+          (dy, x, norm, table, positions, partial, items, heads, head_dim, dim, eps))
+WHOLE(64)
+WHOLE(128)
+WHOLE(256)

@@ -262,7 +262,10 @@ impl Packed {
         let bytes = self.plans.workspace(pass).max(1);
         let workspace = overwritten(bytes, DType::U8, &self.device)?;
         let room = address("attention", &workspace)?;
-        shim::execute(device, self.plans, pass, &addresses, room)
+        let named = || format!("attention cudnn {pass:?}");
+        crate::profile::around(device, named, || {
+            shim::execute(device, self.plans, pass, &addresses, room)
+        })
     }
 }
 

@@ -33,6 +33,10 @@ struct uint3 {
     unsigned x, y, z;
 };
 
+struct float2 {
+    float x, y;
+};
+
 inline uint3 threadIdx, blockIdx, blockDim, gridDim;
 
 // bfloat16 by its bits, rounded to nearest even.

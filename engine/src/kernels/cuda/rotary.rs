@@ -16,7 +16,7 @@ const SOURCE: Source = source!("rotary");
 /// Warps per block: each has a head of a row.
 const WARPS: usize = 8;
 /// Warps that sum a norm's gradient, at most.
-const MOST_WARPS: usize = 4096;
+const MOST_WARPS: usize = 16384;
 /// The widest head a warp can hold.
 const MOST_HEAD_DIM: usize = 256;
 
@@ -67,7 +67,14 @@ pub(in crate::kernels) fn backward_in_place(
     let partial = slot
         .map(|_| overwritten((warps / WARPS, head_dim), DType::F32, x.device()))
         .transpose()?;
-    Launch::of(SOURCE, "rotary_backward", dy)?
+    // Heads that turn whole, by their size; `turns_whole` of rotary.cu.
+    let kernel = match (head_dim, table.rotary_dim() == head_dim) {
+        (64, true) => "rotary_backward_64",
+        (128, true) => "rotary_backward_128",
+        (256, true) => "rotary_backward_256",
+        _ => "rotary_backward",
+    };
+    Launch::of(SOURCE, kernel, dy)?
         .tensor(dy)?
         .tensor(x)?
         .optional(norm)?

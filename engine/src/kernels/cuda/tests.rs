@@ -139,7 +139,15 @@ fn rms_norm_matches_its_twin() {
 
 #[test]
 fn rotary_matches_its_twin() {
-    for (heads, head_dim, rotary_dim) in [(3, 8, 8), (2, 32, 16), (2, 80, 80), (1, 256, 256)] {
+    for (heads, head_dim, rotary_dim) in [
+        (3, 8, 8),
+        (2, 32, 16),
+        (3, 64, 64),
+        (2, 80, 80),
+        (2, 128, 64),
+        (2, 128, 128),
+        (1, 256, 256),
+    ] {
         let spec = RopeSpec {
             theta: 1e4,
             rotary_dim,
