@@ -73,26 +73,22 @@ impl State {
         }
     }
 
-    /// The same with tensors of f32 from a file in place of [`State::tensors`], in their order.
-    ///
-    /// # Errors
-    /// When a tensor cannot be converted.
-    pub fn filled(&self, mut next: impl FnMut() -> Tensor) -> candle_core::Result<Self> {
-        let mut quantised = || -> candle_core::Result<Quantised> {
-            Ok(Quantised {
-                codes: next().to_dtype(DType::U8)?,
-                scales: next(),
-            })
+    /// The same with tensors from a file in place of [`State::tensors`], in their order and of their
+    /// types.
+    pub fn filled(&self, mut next: impl FnMut() -> Tensor) -> Self {
+        let mut quantised = || Quantised {
+            codes: next(),
+            scales: next(),
         };
         match self {
-            Self::Quantised { .. } => Ok(Self::Quantised {
-                first: quantised()?,
-                second: quantised()?,
-            }),
-            Self::Full { .. } => Ok(Self::Full {
+            Self::Quantised { .. } => Self::Quantised {
+                first: quantised(),
+                second: quantised(),
+            },
+            Self::Full { .. } => Self::Full {
                 first: next(),
                 second: next(),
-            }),
+            },
         }
     }
 }

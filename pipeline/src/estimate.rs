@@ -6,7 +6,7 @@
 
 use std::{ops::ControlFlow, time::Instant};
 
-use candle_core::Device;
+use candle_core::{DType, Device};
 use serde::{Deserialize, Serialize};
 use t3s_core::{
     AttentionPattern, ComponentError, CounterRng, DecoderSpec, Draw, Example, ExampleBatch,
@@ -433,7 +433,7 @@ fn time(
         vocab: spec.vocab as u32,
     };
     let rng = CounterRng::new(plan.seed, "estimate");
-    let params = init_params(spec, plan.seed, &Device::Cpu)?;
+    let params = init_params(spec, plan.seed, &Device::Cpu, DType::F32)?;
     let decoder = Decoder::new(spec.clone(), params, None)?;
     let reserved = student.decode.reserved();
     let id = |e, i| match (rng.bits(e, i) % spec.vocab as u64) as u32 {

@@ -32,6 +32,7 @@ pub(crate) mod host;
 pub mod linear;
 pub(crate) mod matmul;
 pub mod residual;
+pub mod normal;
 pub mod rms_norm;
 pub mod rotary;
 pub(crate) mod simd;

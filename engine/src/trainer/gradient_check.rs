@@ -284,6 +284,7 @@ impl Trainer {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Device;
     use t3s_core::{objective::NextToken, plan::TrainPlan};
 
     use super::*;
@@ -295,7 +296,7 @@ mod tests {
 
     fn trainer_of(plan: TrainPlan) -> Trainer {
         let spec = crate::test_model::spec();
-        let params = init_params(&spec, 1, &candle_core::Device::Cpu).unwrap();
+        let params = init_params(&spec, 1, &Device::Cpu, DType::F32).unwrap();
         let decoder = Decoder::new(spec, params, None).unwrap();
         let examples = Arc::new(crate::test_model::examples(4));
         Trainer::new(decoder, Box::new(NextToken), examples, plan, 0).unwrap()

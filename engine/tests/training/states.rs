@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use candle_core::Device;
+use candle_core::{DType, Device};
 use t3s_core::{
     Example,
     objective::NextToken,
@@ -37,7 +37,7 @@ fn trainer(states: StatePrecision) -> Trainer {
         },
         ..TrainPlan::new(STEPS, 3e-3)
     };
-    let params = init_params(&SHAPE.spec(), 4, &Device::Cpu).unwrap();
+    let params = init_params(&SHAPE.spec(), 4, &Device::Cpu, DType::F32).unwrap();
     let decoder = Decoder::new(SHAPE.spec(), params, None).unwrap();
     Trainer::new(decoder, Box::new(NextToken), Arc::new(data()), plan, 1).unwrap()
 }

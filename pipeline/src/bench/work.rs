@@ -56,8 +56,7 @@ pub(super) fn measure(
     (device, dtype): (&Device, DType),
     train: TrainPlan,
 ) -> Result<Measured, EngineError> {
-    let mut params = init_params(spec, plan.seed, device)?;
-    params.cast(dtype, |_| true)?;
+    let mut params = init_params(spec, plan.seed, device, dtype)?;
     if let Some(adapted) = &train.lora {
         lora::attach(spec, &mut params, adapted, plan.seed)?;
     }

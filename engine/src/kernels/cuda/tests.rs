@@ -8,7 +8,7 @@ use t3s_core::{AttentionPattern, CounterRng, decoder_spec::RopeSpec};
 
 use super::emulated::{in_both_orders, overwrite};
 use crate::kernels::{
-    adamw, attention, cross_entropy, embedding, gradients, linear, residual, rms_norm,
+    adamw, attention, cross_entropy, embedding, gradients, linear, normal, residual, rms_norm,
     rotary::{self, RotaryTable},
     swiglu,
 };
@@ -236,6 +236,15 @@ const PATTERNS: [AttentionPattern; 4] = [
     AttentionPattern::BlockCausal { block: 5 },
     AttentionPattern::BlockDiffusion { block: 4, views: 2 },
 ];
+/// An odd number of them, and more than one block.
+#[test]
+fn draws_of_a_normal_match_their_twin() {
+    compare("normal", &[random("like", &[1])], |t| {
+        let stream = CounterRng::new(5, "normal");
+        vec![normal::draw(&stream, 0.02, &[3, 347], t[0].dtype(), t[0].device()).unwrap()]
+    });
+}
+
 
 fn check_attention(heads: attention::Heads, offsets: &[u32], pattern: AttentionPattern) {
     let rows = *offsets.last().unwrap() as usize;
