@@ -330,6 +330,7 @@ pub fn bench(plan: &BenchPlan, registry: &Registry) -> Result<Report, PipelineEr
                 "resident"
             } else {
                 "allocated"
+    memory::reset_peak(&device);
             },
             predicted_bytes: Some(predicted),
         },

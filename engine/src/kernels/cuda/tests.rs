@@ -6,7 +6,10 @@ mod model;
 use candle_core::{DType, Device, Tensor};
 use t3s_core::{AttentionPattern, CounterRng, decoder_spec::RopeSpec};
 
-use super::emulated::{in_both_orders, overwrite};
+use super::{
+    emulated::{in_both_orders, overwrite},
+    memory::overwritten,
+};
 use crate::kernels::{
     adamw, attention, cross_entropy, embedding, gradients, linear, normal, residual, rms_norm,
     rotary::{self, RotaryTable},
@@ -14,6 +17,7 @@ use crate::kernels::{
 };
 
 /// Largest difference in f32, relative to the largest value: sums in another order.
+use crate::memory;
 const F32: f32 = 3e-6;
 /// In bfloat16, which keeps 8 bits: half a unit in the last place is 2^-9.
 const BF16: f32 = 6e-3;
@@ -315,6 +319,37 @@ fn attention_on_tensor_cores_matches_its_twin_in_every_pattern() {
 
 fn head_rows(n: usize, vocab: u64) -> Vec<cross_entropy::HeadRow> {
     let targets = ids("targets", n, vocab);
+/// The driver's figures: what a tensor takes is in them.
+#[test]
+fn a_gpu_says_what_it_holds() {
+    let Some(gpu) = gpu() else { return };
+    memory::reset_peak(&gpu);
+    let (bytes, free) = (64u64 << 20, memory::available_bytes(&gpu).unwrap());
+    let held = overwritten(bytes as usize / 4, DType::F32, &gpu).unwrap();
+    let peak = memory::peak_bytes(&gpu).unwrap();
+    assert!(peak >= bytes && peak < 2 * (free + bytes), "{peak} {free}");
+    assert_eq!(held.elem_count(), 16 << 20);
+}
+
+/// It is an error that says what to do, and nothing else goes on differently.
+#[test]
+fn a_gpu_without_room_says_so_and_computes_on() {
+    let Some(gpu) = gpu() else { return };
+    let far_too_many = memory::available_bytes(&gpu).unwrap() as usize;
+    let error = overwritten(far_too_many, DType::F32, &gpu).unwrap_err();
+    let error = crate::EngineError::from(error);
+    assert!(
+        matches!(error, crate::EngineError::OutOfMemory { .. }),
+        "{error}"
+    );
+    assert!(error.to_string().contains("train.micro_batch_tokens"));
+    let one = random("x", &[3, 5]).to_device(&gpu).unwrap();
+    let sum = one.copy().unwrap();
+    residual::add_assign(&sum, &one).unwrap();
+    let doubled: Vec<f32> = values(&one).iter().map(|v| 2.0 * v).collect();
+    assert_eq!(values(&sum), doubled);
+}
+
     let rows = targets
         .iter()
         .enumerate()
