@@ -262,6 +262,7 @@ pub(crate) fn head_bytes(spec: &DecoderSpec, rows: u64) -> u64 {
 fn state_bytes(states: StatePrecision, trainable: u64) -> u64 {
     match states {
         StatePrecision::F32 => trainable * 2 * F32,
+        StatePrecision::Bf16 => trainable * F32,
         // A byte each, and a scale per block.
         StatePrecision::Bits8 => 2 * (trainable + trainable.div_ceil(256) * F32),
     }
