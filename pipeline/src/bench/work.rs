@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use t3s_core::{
     CounterRng, DecodeRule, DecoderSpec, Example,
     objective::NextToken,
-    plan::{GeneratePlan, Schedule, ScorePlan, TrainPlan},
+    plan::{AdamWPlan, GeneratePlan, Schedule, ScorePlan, TrainPlan},
 };
 use t3s_engine::{
     Columns, Decoder, EngineError, Grads, Scoring, Trainer, generate, head::HeadRow, init_params,
@@ -37,11 +37,16 @@ pub(super) fn train_plan(plan: &BenchPlan) -> TrainPlan {
             rows,
             lora,
             recompute,
+            states,
         } => TrainPlan {
             batch_examples: rows.batch,
             micro_batch_tokens: rows.pass_tokens,
             lora: lora.clone(),
             recompute: *recompute,
+            adamw: AdamWPlan {
+                states: *states,
+                ..common.adamw
+            },
             ..common
         },
         _ => common,

@@ -1,6 +1,8 @@
 //! Every CUDA kernel against its CPU twin, f32 and bfloat16: emulated, in both orders of threads, and
 //! on a GPU where the build knows GPUs and there is one.
 
+pub(super) mod counting;
+mod footprint;
 mod model;
 
 use candle_core::{DType, Device, Tensor};
@@ -15,9 +17,9 @@ use crate::kernels::{
     rotary::{self, RotaryTable},
     swiglu,
 };
+use crate::memory;
 
 /// Largest difference in f32, relative to the largest value: sums in another order.
-use crate::memory;
 const F32: f32 = 3e-6;
 /// In bfloat16, which keeps 8 bits: half a unit in the last place is 2^-9.
 const BF16: f32 = 6e-3;
@@ -234,12 +236,6 @@ fn sums_and_scales_of_gradients_match_their_twins() {
     });
 }
 
-const PATTERNS: [AttentionPattern; 4] = [
-    AttentionPattern::Causal,
-    AttentionPattern::Bidirectional,
-    AttentionPattern::BlockCausal { block: 5 },
-    AttentionPattern::BlockDiffusion { block: 4, views: 2 },
-];
 /// An odd number of them, and more than one block.
 #[test]
 fn draws_of_a_normal_match_their_twin() {
@@ -249,6 +245,12 @@ fn draws_of_a_normal_match_their_twin() {
     });
 }
 
+const PATTERNS: [AttentionPattern; 4] = [
+    AttentionPattern::Causal,
+    AttentionPattern::Bidirectional,
+    AttentionPattern::BlockCausal { block: 5 },
+    AttentionPattern::BlockDiffusion { block: 4, views: 2 },
+];
 
 fn check_attention(heads: attention::Heads, offsets: &[u32], pattern: AttentionPattern) {
     let rows = *offsets.last().unwrap() as usize;
@@ -317,8 +319,6 @@ fn attention_on_tensor_cores_matches_its_twin_in_every_pattern() {
     }
 }
 
-fn head_rows(n: usize, vocab: u64) -> Vec<cross_entropy::HeadRow> {
-    let targets = ids("targets", n, vocab);
 /// The driver's figures: what a tensor takes is in them.
 #[test]
 fn a_gpu_says_what_it_holds() {
@@ -350,6 +350,8 @@ fn a_gpu_without_room_says_so_and_computes_on() {
     assert_eq!(values(&sum), doubled);
 }
 
+fn head_rows(n: usize, vocab: u64) -> Vec<cross_entropy::HeadRow> {
+    let targets = ids("targets", n, vocab);
     let rows = targets
         .iter()
         .enumerate()
@@ -451,8 +453,6 @@ fn adamw_matches_its_twin() {
     });
 }
 
-/// The codes are the same; the last of three steps moves the parameter, so that it is rounded once.
-#[test]
 /// The draws are the same, so the emulated moments are, bit for bit. A GPU fuses multiply-adds, which
 /// moves a sum by its last bit, and one that a draw stands at to the other neighbour.
 #[test]
@@ -502,6 +502,8 @@ fn adamw_with_bfloat16_moments_matches_its_twin() {
     }
 }
 
+/// The codes are the same; the last of three steps moves the parameter, so that it is rounded once.
+#[test]
 fn adamw_with_8_bit_moments_matches_its_twin() {
     let inputs = [random("p", &[701])];
     compare("adamw 8bit", &inputs, |t| {
