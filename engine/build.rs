@@ -8,13 +8,14 @@ use std::{
 };
 
 /// The `.cu` files of `src/kernels`.
-const KERNELS: [&str; 10] = [
+const KERNELS: [&str; 11] = [
     "adamw",
     "attention",
     "attention_mma",
     "cross_entropy",
     "embedding",
     "gradients",
+    "normal",
     "residual",
     "rms_norm",
     "rotary",
@@ -37,7 +38,7 @@ fn main() {
         return;
     }
     println!("cargo:rerun-if-env-changed=NVCC");
-    for header in ["attention_pattern", "device", "tensor_core"] {
+    for header in ["attention_pattern", "counter_rng", "device", "tensor_core"] {
         println!("cargo:rerun-if-changed=src/kernels/{header}.cuh");
     }
     let nvcc = env::var("NVCC").unwrap_or_else(|_| "nvcc".to_owned());

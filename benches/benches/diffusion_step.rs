@@ -6,7 +6,7 @@
 
 use std::{env, error::Error, process::Command, sync::Arc};
 
-use candle_core::Device;
+use candle_core::{DType, Device};
 use serde_json::{Value, json};
 use t3s_benches::{argument, decoder_spec, number, text};
 use t3s_core::{
@@ -58,7 +58,7 @@ fn step(tokens: usize) -> Result<Value, Box<dyn Error>> {
     let spec = decoder_spec("llada2", serde_json::from_str(CONFIG)?)?;
     let mask_id = spec.vocab as u32 - 1;
     let ids = text(1, spec.vocab - 1, tokens);
-    let params = init_params(&spec, 1, &Device::Cpu)?;
+    let params = init_params(&spec, 1, &Device::Cpu, DType::F32)?;
     let decoder = Decoder::new(spec, params, None)?;
     let example = Example {
         id: 0,

@@ -6,7 +6,7 @@
 
 use std::time::Instant;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use serde_json::json;
 use t3s_benches::{argument, decoder_spec, number, text};
 use t3s_core::CounterRng;
@@ -51,7 +51,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             "max_position_embeddings": 4096,
         }),
     )?;
-    let params = init_params(&spec, 1, &Device::Cpu)?;
+    let params = init_params(&spec, 1, &Device::Cpu, DType::F32)?;
     let decoder = Decoder::new(spec, params, None)?;
     let rng = CounterRng::new(2, "bench-hidden");
     let values: Vec<f32> = (0..(rows * width) as u64)

@@ -139,46 +139,13 @@ impl DecoderSpec {
 
     /// Every tensor of the decoder, in the order in which a forward pass reads them.
     pub fn tensors(&self) -> Vec<TensorSpec> {
-        let (width, dim) = (self.width, self.head_dim);
-        let (q, kv) = (self.n_heads * dim, self.n_kv_heads * dim);
-        let names = &self.names;
+        let (width, names) = (self.width, &self.names);
         let mut tensors = vec![TensorSpec::new(
             &names.embedding,
             TensorRole::Embedding,
             [self.vocab, width],
         )];
-        for layer in 0..self.n_layers {
-            let mut push = |template: &str, role, shape: &[usize]| {
-                let name = TensorNames::at(template, layer);
-                tensors.push(TensorSpec::new(&name, role, shape));
-            };
-            let attention = TensorRole::Attention;
-            push(&names.attention_norm, TensorRole::Norm, &[width]);
-            let projections = match self.fused_qkv() {
-                true => vec![(&names.query, q + 2 * kv)],
-                false => vec![(&names.query, q), (&names.key, kv), (&names.value, kv)],
-            };
-            for (template, out) in projections {
-                push(template, attention, &[out, width]);
-                if self.qkv_bias {
-                    push(&TensorNames::bias(template), TensorRole::Bias, &[out]);
-                }
-            }
-            if self.qk_norm {
-                push(&names.query_norm, TensorRole::Norm, &[dim]);
-                push(&names.key_norm, TensorRole::Norm, &[dim]);
-            }
-            push(&names.output, attention, &[width, q]);
-            push(&names.mlp_norm, TensorRole::Norm, &[width]);
-            match self.mlp.at(layer) {
-                LayerMlp::Dense { hidden } => {
-                    push(&names.gate, TensorRole::Mlp, &[hidden, width]);
-                    push(&names.up, TensorRole::Mlp, &[hidden, width]);
-                    push(&names.down, TensorRole::Mlp, &[width, hidden]);
-                }
-                LayerMlp::Experts(moe) => moe.push_tensors(width, &mut push),
-            }
-        }
+        tensors.extend((0..self.n_layers).flat_map(|layer| self.block_tensors(layer)));
         tensors.push(TensorSpec::new(
             &names.final_norm,
             TensorRole::Norm,
@@ -187,6 +154,45 @@ impl DecoderSpec {
         if !self.tied_head {
             let shape = [self.vocab, width];
             tensors.push(TensorSpec::new(&names.head, TensorRole::Head, shape));
+        }
+        tensors
+    }
+
+    /// The tensors of block `layer`, in the same order.
+    pub fn block_tensors(&self, layer: usize) -> Vec<TensorSpec> {
+        let (width, dim) = (self.width, self.head_dim);
+        let (q, kv) = (self.n_heads * dim, self.n_kv_heads * dim);
+        let names = &self.names;
+        let mut tensors = Vec::new();
+        let mut push = |template: &str, role, shape: &[usize]| {
+            let name = TensorNames::at(template, layer);
+            tensors.push(TensorSpec::new(&name, role, shape));
+        };
+        let attention = TensorRole::Attention;
+        push(&names.attention_norm, TensorRole::Norm, &[width]);
+        let projections = match self.fused_qkv() {
+            true => vec![(&names.query, q + 2 * kv)],
+            false => vec![(&names.query, q), (&names.key, kv), (&names.value, kv)],
+        };
+        for (template, out) in projections {
+            push(template, attention, &[out, width]);
+            if self.qkv_bias {
+                push(&TensorNames::bias(template), TensorRole::Bias, &[out]);
+            }
+        }
+        if self.qk_norm {
+            push(&names.query_norm, TensorRole::Norm, &[dim]);
+            push(&names.key_norm, TensorRole::Norm, &[dim]);
+        }
+        push(&names.output, attention, &[width, q]);
+        push(&names.mlp_norm, TensorRole::Norm, &[width]);
+        match self.mlp.at(layer) {
+            LayerMlp::Dense { hidden } => {
+                push(&names.gate, TensorRole::Mlp, &[hidden, width]);
+                push(&names.up, TensorRole::Mlp, &[hidden, width]);
+                push(&names.down, TensorRole::Mlp, &[width, hidden]);
+            }
+            LayerMlp::Experts(moe) => moe.push_tensors(width, &mut push),
         }
         tensors
     }

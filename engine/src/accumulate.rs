@@ -179,7 +179,41 @@ pub(crate) fn learn(
     Ok(counted(passes, &sums))
 }
 
-/// The same with the weights of the data multiplied by those of `online`, which is asked about each
+/// The loss that [`loss_and_gradients`] would return, from forward passes alone.
+///
+/// # Errors
+/// As [`loss_and_gradients`].
+pub(crate) fn loss_alone(
+    decoder: &Decoder,
+    objective: &dyn Objective,
+    parts: &[Part<'_>],
+    how: &Accumulation,
+) -> Result<f64, EngineError> {
+    let Prepared(passes) = prepare(objective, parts, how)?;
+    let counts: Vec<ExampleCounts> = passes.iter().flat_map(|p| p.counts.clone()).collect();
+    let divisors = divisors(how.normaliser, &counts);
+    let (mut loss, mut next_divisors) = (0.0, divisors.as_slice());
+    for pass in &passes {
+        let (divisors, rest) = next_divisors.split_at(pass.counts.len());
+        next_divisors = rest;
+        let asked = asked(pass, divisors)?;
+        if asked.is_empty() {
+            continue;
+        }
+        let batch = batch_of(&pass.rows, objective);
+        let ids = &pass.rows.input_ids;
+        let (hidden, _) = decoder.forward(ids, &batch, how.recompute, Save::Nothing)?;
+        loss += decoder.head_forward(&hidden, &asked, None)?.loss_sum;
+    }
+    match loss.is_finite() {
+        true => Ok(loss),
+        false => Err(EngineError::NotFinite {
+            what: "the loss".to_owned(),
+        }),
+    }
+}
+
+/// [`loss_and_gradients`] with the weights of the data multiplied by those of `online`, which is asked about each
 /// pass when its log-probabilities are known: the model reads everything once, and only the head's
 /// logits are computed twice. `step` counts from 1.
 ///

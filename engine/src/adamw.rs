@@ -11,7 +11,18 @@ use crate::{
 };
 
 /// Tensors of fewer elements keep moments in f32: they weigh nothing, and norms are touchy.
-const SMALLEST_8BIT: usize = 4096;
+const SMALLEST_ROUNDED: usize = 4096;
+
+/// Bytes of both moments of a parameter of `n` elements: what [`AdamW::new`] allocates.
+pub fn state_bytes(precision: StatePrecision, n: u64) -> u64 {
+    match precision {
+        _ if n < SMALLEST_ROUNDED as u64 => 2 * n * 4,
+        StatePrecision::F32 => 2 * n * 4,
+        StatePrecision::Bf16 => 2 * n * 2,
+        // A byte each, and a scale per block.
+        StatePrecision::Bits8 => 2 * (n + n.div_ceil(adamw::BLOCK as u64) * 4),
+    }
+}
 
 /// The moments of one parameter.
 #[derive(Debug, Clone)]
@@ -25,7 +36,7 @@ pub struct Moments {
 /// Running means of a parameter's gradient, `first`, and of its square, `second`.
 #[derive(Debug, Clone)]
 pub enum State {
-    /// f32, the parameter's shape.
+    /// f32, or bfloat16 that is rounded at random; the parameter's shape.
     Full {
         /// `m`.
         first: Tensor,
@@ -47,15 +58,20 @@ impl State {
         shape: &Shape,
         device: &Device,
     ) -> candle_core::Result<Self> {
-        if precision == StatePrecision::Bits8 && shape.elem_count() >= SMALLEST_8BIT {
-            return Ok(Self::Quantised {
-                first: Quantised::zeros(shape, device)?,
-                second: Quantised::zeros(shape, device)?,
-            });
-        }
+        let dtype = match precision {
+            _ if shape.elem_count() < SMALLEST_ROUNDED => DType::F32,
+            StatePrecision::F32 => DType::F32,
+            StatePrecision::Bf16 => DType::BF16,
+            StatePrecision::Bits8 => {
+                return Ok(Self::Quantised {
+                    first: Quantised::zeros(shape, device)?,
+                    second: Quantised::zeros(shape, device)?,
+                });
+            }
+        };
         Ok(Self::Full {
-            first: Tensor::zeros(shape, DType::F32, device)?,
-            second: Tensor::zeros(shape, DType::F32, device)?,
+            first: Tensor::zeros(shape, dtype, device)?,
+            second: Tensor::zeros(shape, dtype, device)?,
         })
     }
 
@@ -73,26 +89,22 @@ impl State {
         }
     }
 
-    /// The same with tensors of f32 from a file in place of [`State::tensors`], in their order.
-    ///
-    /// # Errors
-    /// When a tensor cannot be converted.
-    pub fn filled(&self, mut next: impl FnMut() -> Tensor) -> candle_core::Result<Self> {
-        let mut quantised = || -> candle_core::Result<Quantised> {
-            Ok(Quantised {
-                codes: next().to_dtype(DType::U8)?,
-                scales: next(),
-            })
+    /// The same with tensors from a file in place of [`State::tensors`], in their order and of their
+    /// types.
+    pub fn filled(&self, mut next: impl FnMut() -> Tensor) -> Self {
+        let mut quantised = || Quantised {
+            codes: next(),
+            scales: next(),
         };
         match self {
-            Self::Quantised { .. } => Ok(Self::Quantised {
-                first: quantised()?,
-                second: quantised()?,
-            }),
-            Self::Full { .. } => Ok(Self::Full {
+            Self::Quantised { .. } => Self::Quantised {
+                first: quantised(),
+                second: quantised(),
+            },
+            Self::Full { .. } => Self::Full {
                 first: next(),
                 second: next(),
-            }),
+            },
         }
     }
 }

@@ -37,6 +37,9 @@ pub fn open(choice: &DeviceChoice, precision: Precision) -> Result<(Device, DTyp
     Ok((device, dtype))
 }
 
+#[cfg(feature = "cuda")]
+pub(crate) use gpu::Pool;
+
 #[cfg(not(feature = "cuda"))]
 mod gpu {
     use candle_core::Device;
@@ -58,7 +61,11 @@ mod gpu {
 mod gpu {
     use candle_core::{
         CudaDevice, Device,
-        cuda_backend::cudarc::driver::{CudaContext, result, sys},
+        cuda_backend::cudarc::driver::{
+            CudaContext,
+            result::{self, DriverError},
+            sys::{CUmemPool_attribute, CUmemoryPool},
+        },
     };
 
     /// What is opened at run time, and where it comes from.
@@ -117,7 +124,7 @@ mod gpu {
         // A stream of its own: the default one would be another for every thread.
         let device =
             CudaDevice::new_with_stream(n).map_err(|e| failed("the device does not open", &e))?;
-        prepare(&device, n).map_err(|e| failed("the device's memory pool", &e))?;
+        prepare(&device).map_err(|e| failed("the device's memory pool", &e))?;
         match cfg!(cudnn_attention) {
             // Which attention that of bfloat16 is, is said when it is first computed.
             true => tracing::info!("computing on cuda:{n}"),
@@ -129,17 +136,75 @@ mod gpu {
     }
 
     /// Freed memory stays with the pool, and no event is recorded for each tensor.
-    #[expect(unsafe_code, reason = "see the safety comments")]
-    fn prepare(device: &CudaDevice, n: usize) -> Result<(), result::DriverError> {
+    fn prepare(device: &CudaDevice) -> Result<(), DriverError> {
         // SAFETY: everything runs on the one stream of this device, in its order.
-        unsafe { device.disable_event_tracking() };
-        let ordinal = result::device::get(n as i32)?;
-        let most = u64::MAX;
-        // SAFETY: the attribute is a 64-bit number, which lives through the call.
+        #[expect(unsafe_code, reason = "see the safety comment")]
         unsafe {
-            let pool = result::device::get_default_mem_pool(ordinal)?;
-            let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-            result::mem_pool::set_attribute(pool, attribute, std::ptr::from_ref(&most) as *mut _)
+            device.disable_event_tracking();
+        }
+        Pool::of(device)?.set(
+            CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD,
+            u64::MAX,
+        )
+    }
+
+    /// The driver's stream-ordered pool that the tensors of a device come from.
+    pub(crate) struct Pool(CUmemoryPool);
+
+    impl Pool {
+        /// That of `device`.
+        pub(crate) fn of(device: &CudaDevice) -> Result<Self, DriverError> {
+            let n = device.cuda_stream().context().ordinal();
+            let ordinal = result::device::get(n as i32)?;
+            // SAFETY: the ordinal is one that the driver gave.
+            #[expect(unsafe_code, reason = "see the safety comment")]
+            let pool = unsafe { result::device::get_default_mem_pool(ordinal)? };
+            Ok(Self(pool))
+        }
+
+        /// Most bytes that tensors have held since the last reset.
+        pub(crate) fn peak_bytes(&self) -> Result<u64, DriverError> {
+            self.get(CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)
+        }
+
+        /// Lets the peak count from what is held now.
+        pub(crate) fn reset_peak(&self) -> Result<(), DriverError> {
+            // The driver takes no other number than 0 here, and means by it what is held.
+            self.set(CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH, 0)
+        }
+
+        /// Bytes that the pool has from the driver and no tensor holds.
+        pub(crate) fn unused_bytes(&self) -> Result<u64, DriverError> {
+            let reserved = self.get(CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?;
+            let used = self.get(CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?;
+            Ok(reserved.saturating_sub(used))
+        }
+
+        fn get(&self, attribute: CUmemPool_attribute) -> Result<u64, DriverError> {
+            let mut value = 0u64;
+            // SAFETY: the pool is the device's own, which is never destroyed; the attributes asked for
+            // here are 64-bit numbers, and this one lives through the call.
+            #[expect(unsafe_code, reason = "see the safety comment")]
+            unsafe {
+                result::mem_pool::get_attribute(
+                    self.0,
+                    attribute,
+                    std::ptr::from_mut(&mut value).cast(),
+                )?;
+            }
+            Ok(value)
+        }
+
+        fn set(&self, attribute: CUmemPool_attribute, mut value: u64) -> Result<(), DriverError> {
+            // SAFETY: as in `get`.
+            #[expect(unsafe_code, reason = "see the safety comment")]
+            unsafe {
+                result::mem_pool::set_attribute(
+                    self.0,
+                    attribute,
+                    std::ptr::from_mut(&mut value).cast(),
+                )
+            }
         }
     }
 

@@ -12,11 +12,13 @@ pub enum EngineError {
     #[error("tensor operation failed: {0}")]
     Tensor(candle_core::Error),
 
-    /// The GPU has no room for a tensor.
+    /// The GPU has no room for a tensor, or for the workspace of a matrix product. What was computed
+    /// before is untouched, and the device goes on computing.
     #[error(
         "the GPU's memory is full ({message}); lower the tokens per pass (train.micro_batch_tokens, \
-         score.batch_tokens), recompute activations (train.recompute = \"block\"), train an adapter \
-         (train.lora), or end what else runs there (nvidia-smi lists it)"
+         score.batch_tokens), recompute activations (train.recompute = \"block\"), keep the optimiser's \
+         moments in 8 bits (train.adamw.states = \"8bit\"), train an adapter (train.lora), or end what \
+         else runs there (nvidia-smi lists it)"
     )]
     OutOfMemory {
         /// What the driver or the library said.
@@ -200,14 +202,29 @@ mod tests {
 
     #[test]
     fn a_full_gpu_is_told_apart() {
-        let full = candle_core::Error::Msg(
-            "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")".to_owned(),
-        );
-        let text = EngineError::from(full).to_string();
-        assert!(
-            text.contains("micro_batch_tokens") && text.contains("CUDA_ERROR"),
-            "{text}"
-        );
+        // As the driver's and cuBLAS's errors are printed; the last is gemm.rs's.
+        for (message, code) in [
+            (
+                "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")",
+                "CUDA_ERROR_OUT_OF_MEMORY",
+            ),
+            (
+                "linear: cuBLAS: CublasError(CUBLAS_STATUS_ALLOC_FAILED)",
+                "CUBLAS_STATUS_ALLOC_FAILED",
+            ),
+        ] {
+            let full = candle_core::Error::Msg(message.to_owned()).bt();
+            let text = EngineError::from(full).to_string();
+            for part in [
+                "micro_batch_tokens",
+                "recompute",
+                "adamw.states",
+                "lora",
+                code,
+            ] {
+                assert!(text.contains(part), "{text}");
+            }
+        }
         let other = EngineError::from(candle_core::Error::Msg("else".to_owned()));
         assert!(matches!(other, EngineError::Tensor(_)));
     }

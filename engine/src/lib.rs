@@ -9,6 +9,7 @@ pub mod checkpoint;
 pub mod decoder;
 pub mod device;
 pub mod error;
+pub mod footprint;
 pub mod generate;
 pub mod grads;
 pub mod init;
@@ -37,6 +38,7 @@ pub use accumulate::{
 pub use batch::Batch;
 pub use decoder::{Decoder, Tape};
 pub use error::EngineError;
+pub use footprint::Footprint;
 pub use generate::{Finish, GenerateProgress, Generation, generate};
 pub use grads::Grads;
 pub use init::init_params;

@@ -4,20 +4,47 @@ use std::fs;
 
 use candle_core::Device;
 
-/// Most bytes held at once so far: resident memory of the process on the CPU. `None` where the system
-/// does not say, and on devices whose allocator nobody asks yet.
+/// Most bytes held at once so far. `None` where the system does not say.
+///
+/// On the CPU it is the resident memory of the process since its start. On a GPU it is what tensors
+/// have held in the driver's memory pool since [`reset_peak`]. They are all that is allocated there
+/// but for the workspace of cuBLAS, the code of kernels and the driver's context, which are outside of
+/// the pool and not counted.
 pub fn peak_bytes(device: &Device) -> Option<u64> {
     match device {
         Device::Cpu => kibibytes("/proc/self/status", "VmHWM").map(|kib| kib << 10),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => crate::device::Pool::of(device).ok()?.peak_bytes().ok(),
         _ => None,
     }
 }
 
+/// From here on [`peak_bytes`] of a GPU counts anew, from what is held now. The CPU's goes on: the
+/// system keeps one figure for the whole process.
+pub fn reset_peak(device: &Device) {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(device) = device {
+        let reset = crate::device::Pool::of(device).and_then(|pool| pool.reset_peak());
+        if let Err(error) = reset {
+            tracing::warn!("the peak of the GPU's memory counts from its start: {error}");
+        }
+    }
+    #[cfg(not(feature = "cuda"))]
+    let _ = device;
+}
+
 /// Bytes that could be allocated now, without anything being taken from other processes. `None` where
-/// that is not known.
+/// that is not known. On a GPU they are what the driver has free and what its pool holds unused.
 pub fn available_bytes(device: &Device) -> Option<u64> {
     match device {
         Device::Cpu => kibibytes("/proc/meminfo", "MemAvailable").map(|kib| kib << 10),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => {
+            let context = device.cuda_stream().context().clone();
+            let (free, _) = context.mem_get_info().ok()?;
+            let unused = crate::device::Pool::of(device).ok()?.unused_bytes().ok()?;
+            Some(free as u64 + unused)
+        }
         _ => None,
     }
 }

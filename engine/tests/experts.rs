@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use t3s_core::{
     DecoderSpec, Example, HfConfig, ModelAdapter,
     plan::{LoraPlan, Schedule, TrainPlan},
@@ -79,8 +79,8 @@ fn values(tensor: &Tensor) -> Vec<f32> {
 fn stacked_experts_are_read_and_written_as_they_were() {
     let spec = spec();
     let stacked = folder(stack);
-    let single = load_decoder(&golden(), &spec, &Device::Cpu).unwrap();
-    let decoder = load_decoder(stacked.path(), &spec, &Device::Cpu).unwrap();
+    let single = load_decoder(&golden(), &spec, &Device::Cpu, DType::F32).unwrap();
+    let decoder = load_decoder(stacked.path(), &spec, &Device::Cpu, DType::F32).unwrap();
     for ((_, a), (_, b)) in single.params.iter().zip(decoder.params.iter()) {
         assert_eq!((&a.name, values(&a.tensor)), (&b.name, values(&b.tensor)));
     }
@@ -107,7 +107,7 @@ fn stacked_experts_are_read_and_written_as_they_were() {
 fn a_missing_expert_is_named() {
     let refused = |change: &dyn Fn(&mut BTreeMap<String, Tensor>)| {
         let folder = folder(change);
-        let error = load_decoder(folder.path(), &spec(), &Device::Cpu).unwrap_err();
+        let error = load_decoder(folder.path(), &spec(), &Device::Cpu, DType::F32).unwrap_err();
         error.to_string()
     };
     let lost = "model.layers.1.mlp.experts.3.up_proj.weight";
@@ -142,7 +142,7 @@ fn a_missing_expert_is_named() {
 /// The golden model about to learn a pattern, adapted where `lora` says so.
 fn trainer(lora: Option<LoraPlan>) -> Trainer {
     let spec = spec();
-    let mut params = load_params(&golden(), &spec, &Device::Cpu).unwrap();
+    let mut params = load_params(&golden(), &spec, &Device::Cpu, DType::F32).unwrap();
     if let Some(plan) = &lora {
         lora::attach(&spec, &mut params, plan, 3).unwrap();
     }
@@ -202,7 +202,7 @@ fn experts_and_attention_can_be_adapted() {
     let report = trainer.check_gradients().unwrap();
     let groups: Vec<&str> = report.groups.iter().map(|group| group.group).collect();
     assert_eq!(groups, ["lora"]);
-    let before = load_params(&golden(), &spec(), &Device::Cpu).unwrap();
+    let before = load_params(&golden(), &spec(), &Device::Cpu, DType::F32).unwrap();
     let losses: Vec<f64> = (0..12).map(|_| trainer.step().unwrap().loss).collect();
     assert!(
         losses[10] + losses[11] < 0.9 * (losses[0] + losses[1]),
@@ -216,7 +216,7 @@ fn experts_and_attention_can_be_adapted() {
     let out = tempfile::tempdir().unwrap();
     let adapter = out.path().join("adapter");
     trainer.save_model(&adapter, &golden()).unwrap();
-    let loaded = load_adapter(&golden(), &adapter, &spec(), &Device::Cpu).unwrap();
+    let loaded = load_adapter(&golden(), &adapter, &spec(), &Device::Cpu, DType::F32).unwrap();
     let name = lora::adapter_name("model.layers.1.mlp.experts.3.up_proj.weight", "lora_B");
     let of = |decoder: &Decoder| values(decoder.params.tensor(decoder.params.id(&name).unwrap()));
     assert!(of(&loaded).iter().any(|v| *v != 0.0));

@@ -7,7 +7,7 @@ mod model;
 
 use std::{path::PathBuf, sync::Arc};
 
-use candle_core::Device;
+use candle_core::{DType, Device};
 use model::{relative_error, values};
 use t3s_core::{AttentionPattern, HfConfig, ModelAdapter, plan::sections::Recompute};
 use t3s_engine::{Batch, Grads, Save, checkpoint::load_decoder, layers::head::HeadRow};
@@ -36,7 +36,7 @@ fn everything_matches_the_transcription() {
     let text = std::fs::read_to_string(folder.join("config.json")).unwrap();
     let config = HfConfig(serde_json::from_str(&text).unwrap());
     let spec = Llada.decoder(&config).unwrap();
-    let decoder = load_decoder(&folder, &spec, &Device::Cpu).unwrap();
+    let decoder = load_decoder(&folder, &spec, &Device::Cpu, DType::F32).unwrap();
     let golden =
         candle_core::safetensors::load(folder.join("golden.safetensors"), &Device::Cpu).unwrap();
     let ids = |name: &str| -> Vec<u32> {

@@ -18,7 +18,7 @@ use std::{
     sync::Arc,
 };
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use model::{relative_error, values};
 use t3s_core::{
     AttentionPattern, HfConfig, ModelAdapter, ModelBatch, NO_TARGET, plan::sections::Recompute,
@@ -91,7 +91,7 @@ impl Case {
             ids.into_iter().map(|id| id as u32).collect()
         };
         Self {
-            decoder: load_decoder(folder, &spec, &Device::Cpu).unwrap(),
+            decoder: load_decoder(folder, &spec, &Device::Cpu, DType::F32).unwrap(),
             clean: ids("clean_ids"),
             noisy: ids("noisy_ids"),
             length: golden["clean_ids"].dims()[1],

@@ -1,12 +1,13 @@
 //! What a run will cost, said before its model is loaded.
 //!
-//! Memory is counted from the geometry. Time is measured: one block of the student's own size, with
+//! Memory is counted from the geometry: resident memory of the process on the CPU, tensors on the device on
+//! a GPU. Time is measured: one block of the student's own size, with
 //! random weights, trains, scores and generates for a moment on this machine, and the plan's tokens
 //! are multiplied in. Both are predictions; docs/performance.md holds them against real runs.
 
 use std::{ops::ControlFlow, time::Instant};
 
-use candle_core::Device;
+use candle_core::{DType, Device};
 use serde::{Deserialize, Serialize};
 use t3s_core::{
     AttentionPattern, ComponentError, CounterRng, DecoderSpec, Draw, Example, ExampleBatch,
@@ -17,8 +18,12 @@ use t3s_core::{
     },
 };
 use t3s_engine::{
-    Accumulation, Columns, Decoder, EngineError, Grads, Part, Scoring, adamw::AdamW, generate,
-    init_params, layers::lora, loss_and_gradients, score,
+    Accumulation, Columns, Decoder, EngineError, Footprint, Grads, Part, Scoring,
+    adamw::{AdamW, state_bytes},
+    footprint::PassRows,
+    generate, init_params,
+    layers::lora,
+    loss_and_gradients, score,
 };
 
 use crate::{error::PipelineError, student::Student, summary::CorpusSummary};
@@ -41,7 +46,7 @@ pub struct Prediction {
     pub parameters: u64,
     /// Weights that learn.
     pub trainable: u64,
-    /// Most memory that is held at once, bytes.
+    /// Most memory that is held at once, bytes: by the process, or on a GPU by its tensors there.
     pub peak_memory: u64,
     /// Seconds of each stage, in order.
     pub stages: Vec<StagePrediction>,
@@ -146,7 +151,10 @@ pub fn predict(
     Ok(Prediction {
         parameters,
         trainable,
-        peak_memory: peak_memory(spec, objective.attention(), plan, corpus, trainable),
+        peak_memory: match student.device {
+            Device::Cpu => peak_memory(spec, objective.attention(), plan, corpus, trainable),
+            _ => device_memory(student, objective.attention(), plan, corpus),
+        },
         stages,
     })
 }
@@ -258,15 +266,6 @@ pub(crate) fn head_bytes(spec: &DecoderSpec, rows: u64) -> u64 {
     512.min(rows) * spec.vocab as u64 * F32
 }
 
-/// Both moments of `trainable` weights.
-fn state_bytes(states: StatePrecision, trainable: u64) -> u64 {
-    match states {
-        StatePrecision::F32 => trainable * 2 * F32,
-        // A byte each, and a scale per block.
-        StatePrecision::Bits8 => 2 * (trainable + trainable.div_ceil(256) * F32),
-    }
-}
-
 /// Gradients, optimiser and activations of training with passes of `rows` rows.
 pub(crate) fn training_bytes(
     spec: &DecoderSpec,
@@ -298,6 +297,46 @@ pub(crate) fn weight_bytes(spec: &DecoderSpec) -> u64 {
     spec.n_parameters() as u64 * F32
 }
 
+/// Tokens of a training pass of `train`, at most.
+fn pass_tokens(train: &TrainPlan, corpus: &CorpusSummary) -> u64 {
+    let longest = corpus.longest.max(1);
+    let pass = (train.micro_batch_tokens as u64).max(longest);
+    let step = match train.batch_examples as u64 {
+        0 => pass,
+        n => n * corpus.tokens.div_ceil(corpus.examples.max(1)),
+    };
+    pass.min(step.max(longest))
+}
+
+/// Most bytes of tensors on the student's GPU in any stage. Answers are written on the CPU.
+fn device_memory(
+    student: &Student,
+    attention: AttentionPattern,
+    plan: &RunPlan,
+    corpus: &CorpusSummary,
+) -> u64 {
+    let longest = corpus.longest.max(1);
+    let rows = |tokens: u64| PassRows {
+        rows: tokens * attention.rows_per_token() as u64,
+        asked: tokens,
+        positions: longest,
+    };
+    let footprint = |train| Footprint::of(&student.spec, student.dtype, train);
+    let training = [&plan.probe.training, &plan.train].map(|train| {
+        let footprint = footprint(train);
+        let check =
+            footprint.gradient_check(rows(longest.max(t3s_engine::trainer::CHECKED_TOKENS)));
+        footprint
+            .training(rows(pass_tokens(train, corpus)))
+            .max(check)
+    });
+    let scored = (plan.score.batch_tokens as u64)
+        .max(longest)
+        .min(corpus.tokens);
+    let scoring = footprint(&plan.train).scoring(rows(scored));
+    training.into_iter().fold(scoring, u64::max)
+}
+
 fn peak_memory(
     spec: &DecoderSpec,
     attention: AttentionPattern,
@@ -307,12 +346,7 @@ fn peak_memory(
 ) -> u64 {
     let longest = corpus.longest.max(1);
     let training = [&plan.probe.training, &plan.train].map(|train| {
-        let pass = (train.micro_batch_tokens as u64).max(longest);
-        let step = match train.batch_examples as u64 {
-            0 => pass,
-            n => n * corpus.tokens.div_ceil(corpus.examples.max(1)),
-        };
-        let tokens = pass.min(step.max(longest));
+        let tokens = pass_tokens(train, corpus);
         let rows = tokens * attention.rows_per_token() as u64;
         training_bytes(spec, train.recompute, train.adamw.states, trainable, rows)
     });
@@ -433,7 +467,7 @@ fn time(
         vocab: spec.vocab as u32,
     };
     let rng = CounterRng::new(plan.seed, "estimate");
-    let params = init_params(spec, plan.seed, &Device::Cpu)?;
+    let params = init_params(spec, plan.seed, &Device::Cpu, DType::F32)?;
     let decoder = Decoder::new(spec.clone(), params, None)?;
     let reserved = student.decode.reserved();
     let id = |e, i| match (rng.bits(e, i) % spec.vocab as u64) as u32 {

@@ -146,7 +146,8 @@ pub struct StepEvent {
     pub seconds: f64,
     /// `tokens / seconds`.
     pub tokens_per_second: f64,
-    /// Most memory the process has held so far, bytes; absent where the system does not say.
+    /// Most memory the process has held so far, on a GPU its tensors there, bytes; absent where the
+    /// system does not say.
     pub peak_memory: Option<u64>,
 }
 
@@ -323,14 +324,6 @@ impl Files {
             .or_insert_with(|| ScalarWriter::new(&folder))
             .write(step, &scalars)
     }
-}
-
-/// Most memory this process has held, bytes; `None` where the system does not say.
-pub fn peak_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kib * 1024)
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use t3s_core::{
     registry::{Kind, Registry},
 };
 use t3s_data::Tokenizer;
-use t3s_engine::{Decoder, EngineError, Params, checkpoint, init_params, layers::lora};
+use t3s_engine::{Decoder, checkpoint, init_params, layers::lora};
 
 use crate::error::PipelineError;
 
@@ -118,13 +118,12 @@ impl Student {
     /// Those of the checkpoint: missing, truncated or mis-shaped tensors.
     pub fn load(&self, folder: &Path, stage: &str) -> Result<Decoder, PipelineError> {
         let error = PipelineError::engine(stage);
-        let mut decoder = match is_adapter(folder) {
-            true => checkpoint::load_adapter(&self.path, folder, &self.spec, &self.device),
-            false => checkpoint::load_decoder(folder, &self.spec, &self.device),
+        let (spec, device, dtype) = (&self.spec, &self.device, self.dtype);
+        match is_adapter(folder) {
+            true => checkpoint::load_adapter(&self.path, folder, spec, device, dtype),
+            false => checkpoint::load_decoder(folder, spec, device, dtype),
         }
-        .map_err(&error)?;
-        self.round(&mut decoder.params).map_err(error)?;
-        Ok(decoder)
+        .map_err(error)
     }
 
     /// Refuses a folder without weights, without reading them.
@@ -162,18 +161,12 @@ impl Student {
             return self.load(adapter, stage);
         }
         let folder = start.unwrap_or(&self.path);
-        let mut params =
-            checkpoint::load_params(folder, &self.spec, &self.device).map_err(&error)?;
-        self.round(&mut params).map_err(&error)?;
+        let mut params = checkpoint::load_params(folder, &self.spec, &self.device, self.dtype)
+            .map_err(&error)?;
         if let Some(lora) = &plan.lora {
             lora::attach(&self.spec, &mut params, lora, seed).map_err(&error)?;
         }
         Decoder::new(self.spec.clone(), params, plan.lora.as_ref()).map_err(&error)
-    }
-
-    /// Turns weights, but not adapters, into the type that is computed in.
-    fn round(&self, params: &mut Params) -> Result<(), EngineError> {
-        Ok(params.cast(self.dtype, |param| !param.name.contains(".lora_"))?)
     }
 
     /// The tokenizer in the model's folder, with the chat template that `data` names.
@@ -241,7 +234,7 @@ pub fn init_student(
         .expect_fits(spec.vocab)
         .map_err(PipelineError::data("init"))?;
     let error = PipelineError::engine("init");
-    let params = init_params(&spec, seed, &Device::Cpu).map_err(&error)?;
+    let params = init_params(&spec, seed, &Device::Cpu, DType::F32).map_err(&error)?;
     checkpoint::create(out, &params, &table.0, tokenizer).map_err(&error)?;
     Ok(spec)
 }

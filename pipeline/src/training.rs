@@ -10,11 +10,11 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use t3s_core::{Example, atomic, plan::TrainPlan};
-use t3s_engine::{EngineError, OnlineSelection, Trainer};
+use t3s_engine::{EngineError, OnlineSelection, Trainer, memory};
 
 use crate::{
     error::PipelineError,
-    events::{Event, Recorder, StepEvent, peak_memory},
+    events::{Event, Recorder, StepEvent},
     interrupt::Interrupt,
     student::Student,
 };
@@ -182,7 +182,7 @@ impl Training<'_> {
             kept_tokens: report.kept_tokens as u64,
             seconds: report.seconds,
             tokens_per_second: report.tokens as f64 / report.seconds.max(1e-9),
-            peak_memory: peak_memory(),
+            peak_memory: memory::peak_bytes(&self.student.device),
         })
     }
 

@@ -1,7 +1,7 @@
 //! `t3s bench`.
 
 use clap::{Args as ClapArgs, Subcommand, ValueEnum};
-use t3s_core::plan::{DeviceChoice, LoraPlan, Recompute};
+use t3s_core::plan::{DeviceChoice, LoraPlan, Recompute, StatePrecision};
 use t3s_pipeline::bench::{BenchPlan, Rows, Work};
 
 use super::{device, plan_value};
@@ -101,6 +101,9 @@ pub struct TrainBench {
     /// Which activations are recomputed: none, block or "every N"
     #[arg(long, default_value = "none", value_parser = plan_value::<Recompute>)]
     pub recompute: Recompute,
+    /// How AdamW's moments are kept: f32, bf16 or 8bit
+    #[arg(long, default_value = "f32", value_parser = plan_value::<StatePrecision>)]
+    pub states: StatePrecision,
 }
 
 /// Which weights learn.
@@ -166,11 +169,11 @@ impl BenchArgs {
                         Some(LoraPlan { rank, ..plan })
                     }
                 };
-                let recompute = train.recompute;
                 let work = Work::Train {
                     rows,
                     lora,
-                    recompute,
+                    recompute: train.recompute,
+                    states: train.states,
                 };
                 (&train.rows.common, work)
             }

@@ -110,6 +110,10 @@ pub enum StatePrecision {
     #[default]
     #[serde(rename = "f32")]
     F32,
+    /// 4 bytes per weight: both moments in bfloat16, rounded up or down at random (`[adamw-bf16]` in
+    /// docs/equations.md); tensors of fewer than 4096 weights stay in f32.
+    #[serde(rename = "bf16")]
+    Bf16,
     /// 2 bytes per weight: blocks of 256 with a scale each (`[adamw-8bit]` in docs/equations.md);
     /// tensors of fewer than 4096 weights stay in f32.
     #[serde(rename = "8bit")]

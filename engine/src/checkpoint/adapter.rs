@@ -2,13 +2,13 @@
 
 use std::{fs, path::Path};
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 use t3s_core::{DecoderSpec, atomic, plan::LoraPlan};
 
 use super::{
     folder::{load_params, write_file},
-    read::{TensorFile, read_opened},
+    read::{TensorFile, Wanted, read_opened},
     write::write_tensors,
 };
 use crate::{decoder::Decoder, error::EngineError, layers::lora, params::Params};
@@ -91,7 +91,7 @@ pub fn save_adapter(
     })
 }
 
-/// The model in `base` with the adapter in `folder`.
+/// The model in `base`, with weights of `dtype`, with the adapter in `folder`, which is f32.
 ///
 /// # Errors
 /// When either cannot be read, a tensor is missing or has another shape, or the adapter is more than
@@ -101,23 +101,28 @@ pub fn load_adapter(
     folder: &Path,
     spec: &DecoderSpec,
     device: &Device,
+    dtype: DType,
 ) -> Result<Decoder, EngineError> {
     let plan = adapter_plan(folder)?;
-    let mut params = load_params(base, spec, device)?;
+    let mut params = load_params(base, spec, device, dtype)?;
     // The adapter's names and shapes are those of a fresh one.
     let mut fresh = Params::default();
     for (_, param) in params.iter() {
         fresh.push(param.name.clone(), param.tensor.clone());
     }
     lora::attach(spec, &mut fresh, &plan, 0)?;
-    let wanted: Vec<(String, Vec<usize>)> = fresh
+    let wanted: Vec<Wanted> = fresh
         .iter()
         .skip(params.len())
-        .map(|(_, param)| (param.name.clone(), param.tensor.dims().to_vec()))
+        .map(|(_, param)| Wanted {
+            name: param.name.clone(),
+            shape: param.tensor.dims().to_vec(),
+            dtype: DType::F32,
+        })
         .collect();
     let path = folder.join(ADAPTER_WEIGHTS);
     let mut file = [TensorFile::open(&path)?];
-    let stranger = |name: &&str| !wanted.iter().any(|(known, _)| known == name);
+    let stranger = |name: &&str| !wanted.iter().any(|known| known.name == *name);
     if let Some(name) = file[0].names().find(stranger) {
         return Err(EngineError::Checkpoint {
             path,
@@ -125,8 +130,8 @@ pub fn load_adapter(
         });
     }
     let tensors = read_opened(&mut file, &wanted, device)?;
-    for ((name, _), tensor) in wanted.into_iter().zip(tensors) {
-        params.push(name, tensor);
+    for (wanted, tensor) in wanted.into_iter().zip(tensors) {
+        params.push(wanted.name, tensor);
     }
     Decoder::new(spec.clone(), params, Some(&plan))
 }

@@ -6,12 +6,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use candle_core::Device;
+use candle_core::{DType, Device};
 use serde_json::{Map, Value, json};
 use t3s_core::{DecoderSpec, atomic};
 
 use super::{
-    read::{TensorFile, read_opened},
+    read::{TensorFile, Wanted, read_opened},
     stacked::{Entry, Stack, entries, stacks, stacks_in},
     write::write_entries,
 };
@@ -75,7 +75,7 @@ pub fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, EngineError> {
     }
 }
 
-/// The weights of `spec` in `folder`, as f32.
+/// The weights of `spec` in `folder`, as `dtype`.
 ///
 /// # Errors
 /// When a file is missing or truncated, and when a tensor is missing, has another shape, or is none
@@ -84,6 +84,7 @@ pub fn load_params(
     folder: &Path,
     spec: &DecoderSpec,
     device: &Device,
+    dtype: DType,
 ) -> Result<Params, EngineError> {
     let mut files = weight_files(folder)?
         .iter()
@@ -94,12 +95,16 @@ pub fn load_params(
             file.unstack(&stack)?;
         }
     }
-    let wanted: Vec<(String, Vec<usize>)> = spec
+    let wanted: Vec<Wanted> = spec
         .tensors()
         .into_iter()
-        .map(|tensor| (tensor.name, tensor.shape))
+        .map(|tensor| Wanted {
+            name: tensor.name,
+            shape: tensor.shape,
+            dtype,
+        })
         .collect();
-    let known: BTreeSet<&str> = wanted.iter().map(|(name, _)| name.as_str()).collect();
+    let known: BTreeSet<&str> = wanted.iter().map(|wanted| wanted.name.as_str()).collect();
     let ignored = |name: &str| {
         // A tied head may be stored twice; frequencies follow from the config.
         (spec.tied_head && name == spec.names.head) || name.ends_with(".rotary_emb.inv_freq")
@@ -118,13 +123,13 @@ pub fn load_params(
     }
     let tensors = read_opened(&mut files, &wanted, device)?;
     let mut params = Params::default();
-    for ((name, _), tensor) in wanted.into_iter().zip(tensors) {
-        params.push(name, tensor);
+    for (wanted, tensor) in wanted.into_iter().zip(tensors) {
+        params.push(wanted.name, tensor);
     }
     Ok(params)
 }
 
-/// The model in `folder`.
+/// The model in `folder`, with weights of `dtype`.
 ///
 /// # Errors
 /// As [`load_params`].
@@ -132,8 +137,13 @@ pub fn load_decoder(
     folder: &Path,
     spec: &DecoderSpec,
     device: &Device,
+    dtype: DType,
 ) -> Result<Decoder, EngineError> {
-    Decoder::new(spec.clone(), load_params(folder, spec, device)?, None)
+    Decoder::new(
+        spec.clone(),
+        load_params(folder, spec, device, dtype)?,
+        None,
+    )
 }
 
 /// Writes `decoder` as a Hugging Face folder, with `config.json` and tokenizer of the folder `like`.

@@ -10,5 +10,5 @@ mod write;
 
 pub use adapter::{ADAPTER_WEIGHTS, adapter_plan, load_adapter, save_adapter};
 pub use folder::{create, load_decoder, load_params, save_decoder, save_params, weight_files};
-pub use read::{TensorFile, read_tensors};
+pub use read::{TensorFile, Wanted, read_tensors};
 pub use write::{save_tensors, write_tensors};

@@ -201,15 +201,12 @@ impl TensorFile {
         Ok(bytes)
     }
 
-    /// Reads the tensor `name` as f32.
-    fn tensor(
-        &mut self,
-        name: &str,
-        shape: &[usize],
-        device: &Device,
-    ) -> Result<Tensor, EngineError> {
+    /// Reads one tensor. It is converted on the host, so that a device never holds another type of it
+    /// than the one that was asked for; where the file has that type, nothing is converted.
+    fn tensor(&mut self, wanted: &Wanted, device: &Device) -> Result<Tensor, EngineError> {
+        let Wanted { name, shape, .. } = wanted;
         let info = &self.tensors[name];
-        if info.shape != shape {
+        if info.shape != *shape {
             return Err(EngineError::Shape {
                 tensor: name.to_owned(),
                 expected: shape.to_vec(),
@@ -229,7 +226,8 @@ impl TensorFile {
         };
         let bytes = self.bytes(name)?;
         let tensor = Tensor::from_raw_buffer(&bytes, dtype, shape, &Device::Cpu)?;
-        Ok(tensor.to_dtype(DType::F32)?.to_device(device)?)
+        drop(bytes);
+        Ok(tensor.to_dtype(wanted.dtype)?.to_device(device)?)
     }
 
     fn broken(&self, message: String) -> EngineError {
@@ -238,6 +236,17 @@ impl TensorFile {
             message,
         }
     }
+}
+
+/// A tensor that is looked for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Wanted {
+    /// Its name in the file.
+    pub name: String,
+    /// The shape that it must have.
+    pub shape: Vec<usize>,
+    /// The type that it is turned into, whatever the file has.
+    pub dtype: DType,
 }
 
 /// What a tensor of this shape and type takes; `None` when that is no number of bytes.
@@ -249,28 +258,27 @@ fn bytes_of(info: &TensorInfo) -> Option<usize> {
     bits.is_multiple_of(8).then_some(bits / 8)
 }
 
-/// Reads the tensors `names` (with the shapes they must have) from `files`, as f32, in the order of
-/// `names`.
+/// Reads the tensors `wanted` from `files`, in this order, one after the other.
 ///
 /// # Errors
 /// When a file is missing, truncated or no safetensors file, and when a tensor is missing or has
 /// another shape; each is named.
 pub fn read_tensors(
     files: &[PathBuf],
-    names: &[(String, Vec<usize>)],
+    wanted: &[Wanted],
     device: &Device,
 ) -> Result<Vec<Tensor>, EngineError> {
     let mut opened = files
         .iter()
         .map(|path| TensorFile::open(path))
         .collect::<Result<Vec<_>, _>>()?;
-    read_opened(&mut opened, names, device)
+    read_opened(&mut opened, wanted, device)
 }
 
 /// The same from files that are open.
 pub(super) fn read_opened(
     files: &mut [TensorFile],
-    names: &[(String, Vec<usize>)],
+    wanted: &[Wanted],
     device: &Device,
 ) -> Result<Vec<Tensor>, EngineError> {
     let mut file_of: BTreeMap<String, usize> = BTreeMap::new();
@@ -284,9 +292,10 @@ pub(super) fn read_opened(
             }
         }
     }
-    names
+    wanted
         .iter()
-        .map(|(name, shape)| {
+        .map(|wanted| {
+            let name = &wanted.name;
             let Some(file) = file_of.get(name) else {
                 return Err(EngineError::MissingTensor {
                     tensor: name.clone(),
@@ -296,7 +305,7 @@ pub(super) fn read_opened(
                     ),
                 });
             };
-            files[*file].tensor(name, shape, device)
+            files[*file].tensor(wanted, device)
         })
         .collect()
 }

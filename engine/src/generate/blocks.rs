@@ -327,7 +327,7 @@ fn batch(rows: Range<usize>, attention: AttentionPattern) -> Batch {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
+    use candle_core::{DType, Device};
     use t3s_core::decoder_spec::{MlpSpec, MoeNames, MoeSpec};
 
     use super::*;
@@ -364,7 +364,7 @@ mod tests {
             },
         }));
         spec.eos_ids = vec![5];
-        let params = init_params(&spec, 9, &Device::Cpu).expect("memory");
+        let params = init_params(&spec, 9, &Device::Cpu, DType::F32).expect("memory");
         Decoder::new(spec, params, None).expect("its own weights")
     }
 

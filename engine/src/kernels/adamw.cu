@@ -20,24 +20,69 @@ __device__ __forceinline__ void store(bf16 *to, float x, u32 random) {
     *to = __ushort_as_bfloat16(static_cast<unsigned short>((bits + (random & 0xffffu)) >> 16));
 }
 
-// `[adamw]` in docs/equations.md. `seed` differs from step to step and from tensor to tensor.
+// What parameter `i` is rounded by; `seed` differs from step to step and from tensor to tensor. Its
+// moments have draws of their own, made from it.
+__device__ __forceinline__ u32 draw_of(u64 i, u32 seed) {
+    return scramble(scramble(static_cast<u32>(i) ^ seed) + static_cast<u32>(i >> 32));
+}
+__device__ __forceinline__ u32 draw_of_first(u32 draw) { return scramble(draw + 0x9e3779b9u); }
+__device__ __forceinline__ u32 draw_of_second(u32 draw) { return scramble(draw + 0x3c6ef372u); }
+
+// The numbers of one step that are the same for every element of a tensor.
+struct Coefficients {
+    float gradient_scale, beta1, beta2, keep, step_size, inverse_root_correction, eps;
+};
+
+// `[adamw]` in docs/equations.md for one element: renews both moments, returns the new parameter.
+__device__ __forceinline__ float update(float p, float gradient, float &m, float &v, const Coefficients &c) {
+    const float g = gradient * c.gradient_scale;
+    m = c.beta1 * m + (1.0f - c.beta1) * g;
+    v = c.beta2 * v + (1.0f - c.beta2) * g * g;
+    const float root = sqrtf(v) * c.inverse_root_correction + c.eps;
+    return p * c.keep - c.step_size * m / root;
+}
+
+// One element, with moments of floats or of bfloat16.
+template <typename T, typename M>
+__device__ __forceinline__ void step_of(T *parameter, const float *gradient, M *first, M *second, u64 i,
+                                        const Coefficients &c, u32 seed) {
+    float m = to_float(first[i]), v = to_float(second[i]);
+    const float p = update(to_float(parameter[i]), gradient[i], m, v, c);
+    const u32 draw = draw_of(i, seed);
+    store(parameter + i, p, draw);
+    store(first + i, m, draw_of_first(draw));
+    store(second + i, v, draw_of_second(draw));
+}
+
+// Moments of floats.
 template <typename T>
 __device__ void adamw_step(T *parameter, const float *gradient, float *first, float *second, u64 n,
                            float gradient_scale, float beta1, float beta2, float keep, float step_size,
                            float inverse_root_correction, float eps, u32 seed) {
     const u64 i = static_cast<u64>(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i >= n) return;
-    const float g = gradient[i] * gradient_scale;
-    const float m = beta1 * first[i] + (1.0f - beta1) * g;
-    const float v = beta2 * second[i] + (1.0f - beta2) * g * g;
-    first[i] = m;
-    second[i] = v;
-    const float root = sqrtf(v) * inverse_root_correction + eps;
-    const float p = to_float(parameter[i]) * keep - step_size * m / root;
-    store(parameter + i, p, scramble(scramble(static_cast<u32>(i) ^ seed) + static_cast<u32>(i >> 32)));
+    const Coefficients c = {gradient_scale, beta1, beta2, keep, step_size, inverse_root_correction, eps};
+    step_of(parameter, gradient, first, second, i, c, seed);
 }
 ENTRY(adamw_step,
       (T * parameter, const float *gradient, float *first, float *second, u64 n, float gradient_scale,
+       float beta1, float beta2, float keep, float step_size, float inverse_root_correction, float eps,
+       u32 seed),
+      (parameter, gradient, first, second, n, gradient_scale, beta1, beta2, keep, step_size,
+       inverse_root_correction, eps, seed))
+
+// `[adamw-bf16]`: moments of bfloat16, rounded at random.
+template <typename T>
+__device__ void adamw_bf16_step(T *parameter, const float *gradient, bf16 *first, bf16 *second, u64 n,
+                                float gradient_scale, float beta1, float beta2, float keep,
+                                float step_size, float inverse_root_correction, float eps, u32 seed) {
+    const u64 i = static_cast<u64>(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    const Coefficients c = {gradient_scale, beta1, beta2, keep, step_size, inverse_root_correction, eps};
+    step_of(parameter, gradient, first, second, i, c, seed);
+}
+ENTRY(adamw_bf16_step,
+      (T * parameter, const float *gradient, bf16 *first, bf16 *second, u64 n, float gradient_scale,
        float beta1, float beta2, float keep, float step_size, float inverse_root_correction, float eps,
        u32 seed),
       (parameter, gradient, first, second, n, gradient_scale, beta1, beta2, keep, step_size,
@@ -66,15 +111,13 @@ __device__ void adamw_8bit_step(T *parameter, const float *gradient, unsigned ch
                                 float step_size, float inverse_root_correction, float eps, u32 seed) {
     const u64 i = static_cast<u64>(blockIdx.x) * blockDim.x + threadIdx.x;
     const bool inside = i < n;
+    const Coefficients c = {gradient_scale, beta1, beta2, keep, step_size, inverse_root_correction, eps};
     float m = 0.0f, v = 0.0f;
     if (inside) {
-        const float g = gradient[i] * gradient_scale;
-        m = beta1 * (signed_map[first[i]] * first_scales[blockIdx.x]) + (1.0f - beta1) * g;
-        v = beta2 * (unsigned_map[second[i]] * second_scales[blockIdx.x]) + (1.0f - beta2) * g * g;
-        const float root = sqrtf(v) * inverse_root_correction + eps;
-        const float p = to_float(parameter[i]) * keep - step_size * m / root;
-        store(parameter + i, p,
-              scramble(scramble(static_cast<u32>(i) ^ seed) + static_cast<u32>(i >> 32)));
+        m = signed_map[first[i]] * first_scales[blockIdx.x];
+        v = unsigned_map[second[i]] * second_scales[blockIdx.x];
+        const float p = update(to_float(parameter[i]), gradient[i], m, v, c);
+        store(parameter + i, p, draw_of(i, seed));
     }
     // Everyone has read the old scales when these return.
     const float first_scale = block_max(fabsf(m)), second_scale = block_max(v);

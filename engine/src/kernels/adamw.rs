@@ -1,8 +1,9 @@
-//! One fused pass over parameter, gradient and both moments, which are f32 or quantised.
+//! One fused pass over parameter, gradient and both moments, which are f32, bfloat16 or quantised.
 
 use std::sync::LazyLock;
 
-use candle_core::{DType, Device, Result, Shape, Tensor};
+use candle_core::{DType, Device, Result, Shape, Tensor, bail};
+use half::bf16;
 use rayon::prelude::*;
 
 use super::{host, simd::vectorised};
@@ -26,15 +27,16 @@ pub struct Coefficients {
     pub inverse_root_correction: f32,
     /// Added to the corrected root of the second moment.
     pub eps: f32,
-    /// Of the draws that round bfloat16 parameters; another one in every step and for every tensor.
-    /// f32 parameters are not rounded.
+    /// Of the draws that round bfloat16 parameters and moments; another one in every step and for
+    /// every tensor. What is f32 is not rounded.
     pub rounding_seed: u32,
 }
 
-/// `[adamw]` in docs/equations.md, in place. All four tensors have one shape.
+/// `[adamw]` in docs/equations.md, in place. All four tensors have one shape; the moments are both f32,
+/// or both bfloat16 and rounded at random (`[adamw-bf16]`).
 ///
 /// # Errors
-/// When shapes disagree or the device has no kernel.
+/// When shapes or the moments' types disagree, or the device has no kernel.
 pub fn step(
     parameter: &Tensor,
     gradient: &Tensor,
@@ -45,11 +47,22 @@ pub fn step(
     for tensor in [gradient, first, second] {
         host::expect("adamw", tensor, parameter.dims())?;
     }
+    if first.dtype() != second.dtype() {
+        let (first, second) = (first.dtype(), second.dtype());
+        bail!("adamw: moments of {first:?} and {second:?}; both have to be of one type");
+    }
     on_cuda!(
         parameter,
         super::cuda::adamw::step(parameter, gradient, first, second, c)
     );
     let gradient = host::read("adamw", gradient)?;
+    if first.dtype() == DType::BF16 {
+        return host::write("adamw", parameter, |p| {
+            host::write_bf16("adamw", first, |m| {
+                host::write_bf16("adamw", second, |v| update_bf16(p, &gradient, m, v, c))
+            })
+        })??;
+    }
     host::write("adamw", parameter, |p| {
         host::write("adamw", first, |m| {
             host::write("adamw", second, |v| update(p, &gradient, m, v, c))
@@ -78,6 +91,58 @@ fn one_block(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], c: Coeffici
             }
         },
     );
+}
+
+fn update_bf16(p: &mut [f32], g: &[f32], m: &mut [bf16], v: &mut [bf16], c: Coefficients) {
+    p.par_chunks_mut(BLOCK)
+        .zip(g.par_chunks(BLOCK))
+        .zip(m.par_chunks_mut(BLOCK).zip(v.par_chunks_mut(BLOCK)))
+        .enumerate()
+        .with_min_len(ELEMENTS_PER_TASK / BLOCK)
+        .for_each(|(block, ((p, g), (m, v)))| {
+            let (mut first, mut second) = ([0.0; BLOCK], [0.0; BLOCK]);
+            let (first, second) = (&mut first[..p.len()], &mut second[..p.len()]);
+            for ((first, second), (m, v)) in
+                first.iter_mut().zip(&mut *second).zip(m.iter().zip(&*v))
+            {
+                (*first, *second) = (m.to_f32(), v.to_f32());
+            }
+            one_block(p, g, first, second, c);
+            let start = (block * BLOCK) as u64;
+            for (i, (m, v)) in m.iter_mut().zip(v).enumerate() {
+                let draw = draw_of(start + i as u64, c.rounding_seed);
+                *m = rounded(first[i], draw_of_first(draw));
+                *v = rounded(second[i], draw_of_second(draw));
+            }
+        });
+}
+
+/// The finaliser that adamw.cu has.
+fn scramble(x: u32) -> u32 {
+    let x = (x ^ (x >> 16)).wrapping_mul(0x7feb_352d);
+    let x = (x ^ (x >> 15)).wrapping_mul(0x846c_a68b);
+    x ^ (x >> 16)
+}
+
+/// What parameter `i` is rounded by on a GPU, and what the draws of its moments are made from.
+fn draw_of(i: u64, seed: u32) -> u32 {
+    scramble(scramble(i as u32 ^ seed).wrapping_add((i >> 32) as u32))
+}
+
+fn draw_of_first(draw: u32) -> u32 {
+    scramble(draw.wrapping_add(0x9e37_79b9))
+}
+
+fn draw_of_second(draw: u32) -> u32 {
+    scramble(draw.wrapping_add(0x3c6e_f372))
+}
+
+/// `x` rounded up or down at random, by the distance to both: the mean of what comes out is `x`.
+fn rounded(x: f32, random: u32) -> bf16 {
+    match x.is_finite() {
+        true => bf16::from_bits((x.to_bits().wrapping_add(random & 0xffff) >> 16) as u16),
+        false => bf16::from_f32(x),
+    }
 }
 
 /// Elements that share a scale.
@@ -255,6 +320,36 @@ mod tests {
         let smallest = |map: &[f32]| map.iter().copied().filter(|v| *v > 0.0).fold(1.0, f32::min);
         assert!((smallest(&MAPS.signed) - 0.55e-6).abs() < 1e-9);
         assert!((smallest(&MAPS.unsigned) - 0.325e-6).abs() < 1e-9);
+    }
+
+    /// What is stored is a neighbour, the mean of many is the number itself, and no draw says
+    /// anything about the others of its element.
+    #[test]
+    fn moments_are_rounded_without_bias_and_apart() {
+        let n = 1u64 << 16;
+        let streams: [fn(u32) -> u32; 3] = [|draw| draw, draw_of_first, draw_of_second];
+        // A quarter of the way from 1 to the next bfloat16.
+        let x = 1.0 + 0.25 / 128.0;
+        let ups = streams.map(|stream| -> Vec<bool> {
+            let stored = |i| rounded(x, stream(draw_of(i, 5))).to_f32();
+            let stored: Vec<f32> = (0..n).map(stored).collect();
+            assert!(stored.iter().all(|s| [1.0, 1.0 + 1.0 / 128.0].contains(s)));
+            stored.iter().map(|s| *s > 1.0).collect()
+        });
+        let share = |n_up: usize| n_up as f64 / n as f64;
+        let count = |up: &[bool]| share(up.iter().filter(|up| **up).count());
+        // Five standard deviations of a mean of 2^16.
+        let bound = |p: f64| 5.0 * (p * (1.0 - p) / n as f64).sqrt();
+        for (a, up) in ups.iter().enumerate() {
+            assert!((count(up) - 0.25).abs() < bound(0.25), "{}", count(up));
+            for other in &ups[..a] {
+                let both = share(up.iter().zip(other).filter(|(a, b)| **a && **b).count());
+                assert!((both - 0.0625).abs() < bound(0.0625), "{both}");
+            }
+        }
+        assert!(rounded(f32::NAN, 7).is_nan());
+        assert_eq!(rounded(f32::NEG_INFINITY, 7), bf16::NEG_INFINITY);
+        assert_eq!(rounded(0.0, 0xffff).to_f32(), 0.0);
     }
 
     proptest! {

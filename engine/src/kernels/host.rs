@@ -5,6 +5,7 @@ use std::{cell::Cell, marker::PhantomData, ops::Deref};
 use candle_core::{
     CpuStorage, DType, Device, InplaceOp1, Layout, Result, Shape, Storage, StorageRef, Tensor, bail,
 };
+use half::bf16;
 
 /// The elements of a contiguous f32 tensor on the CPU, locked for reading.
 pub(crate) struct View<'a> {
@@ -67,6 +68,17 @@ impl Element for u8 {
     }
 }
 
+impl Element for bf16 {
+    const DTYPE: DType = DType::BF16;
+
+    fn of(storage: &mut CpuStorage) -> Option<&mut Vec<Self>> {
+        match storage {
+            CpuStorage::BF16(values) => Some(values),
+            _ => None,
+        }
+    }
+}
+
 fn check<T: Element>(op: &str, tensor: &Tensor) -> Result<()> {
     match tensor.device() {
         Device::Cpu => {}
@@ -102,6 +114,15 @@ pub(crate) fn write_bytes<R>(
     op: &'static str,
     tensor: &Tensor,
     body: impl FnOnce(&mut [u8]) -> R,
+) -> Result<R> {
+    write_any(op, tensor, body)
+}
+
+/// [`write()`] of a tensor of bfloat16.
+pub(crate) fn write_bf16<R>(
+    op: &'static str,
+    tensor: &Tensor,
+    body: impl FnOnce(&mut [bf16]) -> R,
 ) -> Result<R> {
     write_any(op, tensor, body)
 }

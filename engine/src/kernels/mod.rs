@@ -18,6 +18,7 @@ macro_rules! on_cuda {
 pub mod adamw;
 pub mod attention;
 mod attention_pattern;
+pub(crate) mod buffers;
 pub mod cross_entropy;
 #[cfg(any(test, feature = "cuda"))]
 mod cuda;
@@ -31,6 +32,7 @@ pub mod gradients;
 pub(crate) mod host;
 pub mod linear;
 pub(crate) mod matmul;
+pub mod normal;
 pub mod residual;
 pub mod rms_norm;
 pub mod rotary;

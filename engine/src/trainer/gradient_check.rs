@@ -5,25 +5,34 @@
 //! leaves gradients that are there, finite and far off wherever a residual path leads around it. So
 //! besides being present each gradient is held against the loss itself: along the direction `u` of
 //! the gradient of a group of tensors the loss has to change at the rate `<gradient, u> = |gradient|`.
+//!
+//! Such a slope is measured in f32: in bfloat16 it would be rounded away. Weights in bfloat16 are copied
+//! for it, and of a model too large for that the first and the last blocks are, which then are the
+//! model: blocks differ in their weights, not in their operations. That every tensor of the whole model
+//! gets a gradient is seen in bfloat16 there.
 
 use std::{collections::BTreeSet, sync::Arc};
 
 use candle_core::{DType, Tensor};
-use t3s_core::{Draw, Example, ModelBatch, decoder_spec::TensorRole};
+use t3s_core::{DecoderSpec, Draw, Example, ModelBatch, decoder_spec::TensorRole};
 
 use super::Trainer;
 use crate::{
-    accumulate::{Accumulation, Part, loss_and_gradients},
+    accumulate::{Accumulation, Part, loss_alone, loss_and_gradients},
     error::EngineError,
     grads::Grads,
     kernels::gradients,
-    layers::Mlp,
+    layers::{Mlp, lora},
     params::ParamId,
     score::PackedExamples,
 };
 
 /// Tokens that the check reads at most, a first long example aside.
-const MOST_TOKENS: usize = 256;
+pub const CHECKED_TOKENS: u64 = 256;
+/// Weights that are copied at most; of larger models some blocks are.
+const MOST_COPIED: usize = 1 << 30;
+/// Blocks that stand for a large model, at each end.
+const BLOCKS_AT_AN_END: usize = 2;
 /// Changes of the loss, nats, that are tried until one shows the slope: large enough to stand out
 /// from the rounding of an f32 forward pass, small enough to be straight.
 const CHANGES: [f64; 3] = [1e-3, 1e-2, 1e-4];
@@ -53,11 +62,29 @@ pub struct GroupCheck {
 pub struct GradientReport {
     /// Every group with something that learns.
     pub groups: Vec<GroupCheck>,
+    /// The blocks that slopes were measured with, counted from 0: all, but for large models.
+    pub blocks: Vec<usize>,
+}
+
+/// The blocks that slopes are measured with: all of them where the weights are f32, which needs no copy,
+/// or a copy in f32 is small enough; else the first and the last few.
+pub(crate) fn checked_blocks(spec: &DecoderSpec, dtype: DType) -> Vec<usize> {
+    match dtype == DType::F32 || spec.n_parameters() <= MOST_COPIED {
+        true => (0..spec.n_layers).collect(),
+        false => ends(spec.n_layers),
+    }
+}
+
+/// The first and the last few of `n` blocks.
+fn ends(n: usize) -> Vec<usize> {
+    let is_end = |block: &usize| *block < BLOCKS_AT_AN_END || *block + BLOCKS_AT_AN_END >= n;
+    (0..n).filter(is_end).collect()
 }
 
 impl Trainer {
     /// Runs one real backward pass on a few examples and compares it with the loss. The weights are
-    /// afterwards, bit for bit, what they were.
+    /// afterwards, bit for bit, what they were. Of a model in bfloat16 with more than 2^30 weights the
+    /// slopes are those of its first two and last two blocks, between embedding and head.
     ///
     /// # Errors
     /// Names the first tensor that gets no gradient, or the group whose gradient is not that of the
@@ -68,19 +95,69 @@ impl Trainer {
             // Nothing that the selection keeps: there is no loss to differentiate.
             return Ok(GradientReport::default());
         }
-        let before = self.decoder.params.clone();
-        // In f32: what a slope is measured by would be rounded away in bfloat16.
-        self.decoder.params.cast(DType::F32, |_| true)?;
+        let dtype = self.decoder.params.tensor(self.decoder.head.weight).dtype();
+        let blocks = checked_blocks(&self.decoder.spec, dtype);
+        self.check_with(blocks, &examples)
+            .map_err(|error| match error {
+                EngineError::NotFinite { what } => EngineError::NotFinite {
+                    what: format!("{what}, before step 1,"),
+                },
+                error => error,
+            })
+    }
+
+    /// The check with slopes of `blocks`, ascending; puts everything back.
+    fn check_with(
+        &mut self,
+        blocks: Vec<usize>,
+        examples: &[Example],
+    ) -> Result<GradientReport, EngineError> {
+        let left_out = self.left_out(&blocks);
+        let before = (self.decoder.params.clone(), self.decoder.blocks.clone());
         self.decoder.routes = Some(Arc::default());
-        let report = self.lend_b().and_then(|()| self.check(&examples));
+        let report = self.lend_b().and_then(|()| {
+            if !left_out.is_empty() {
+                let mut grads = Grads::new(&self.decoder.params);
+                self.loss(examples, &mut grads)?;
+                self.expect_gradients(&grads)?;
+                drop(grads);
+                self.leave_out(&left_out, &blocks);
+            }
+            // In f32: what a slope is measured by would be rounded away in bfloat16.
+            let params = &mut self.decoder.params;
+            params.cast(DType::F32, |param| !left_out.contains(&param.name))?;
+            self.check(examples)
+        });
         self.decoder.routes = None;
-        self.decoder.params = before;
-        report.map_err(|error| match error {
-            EngineError::NotFinite { what } => EngineError::NotFinite {
-                what: format!("{what}, before step 1,"),
-            },
-            error => error,
-        })
+        (self.decoder.params, self.decoder.blocks) = before;
+        Ok(GradientReport { blocks, ..report? })
+    }
+
+    /// Names of the tensors of all blocks but `blocks`, their adapters' included.
+    fn left_out(&self, blocks: &[usize]) -> BTreeSet<String> {
+        let spec = &self.decoder.spec;
+        (0..spec.n_layers)
+            .filter(|block| !blocks.contains(block))
+            .flat_map(|block| spec.block_tensors(block))
+            .flat_map(|tensor| {
+                let [a, b] =
+                    ["lora_A", "lora_B"].map(|part| lora::adapter_name(&tensor.name, part));
+                [a, b, tensor.name]
+            })
+            .collect()
+    }
+
+    /// Makes `blocks` the model; the tensors `left_out` of the others do not learn.
+    fn leave_out(&mut self, left_out: &BTreeSet<String>, blocks: &[usize]) {
+        let decoder = &mut self.decoder;
+        let kept = blocks.iter().map(|block| decoder.blocks[*block].clone());
+        decoder.blocks = kept.collect();
+        for name in left_out {
+            // Not every tensor has an adapter.
+            if let Some(id) = decoder.params.id(name) {
+                decoder.params.set_trainable(id, false);
+            }
+        }
     }
 
     /// The first examples of which the first draw trains something, up to a few tokens.
@@ -96,7 +173,7 @@ impl Trainer {
                 continue;
             }
             tokens += example.n_tokens();
-            if !few.is_empty() && tokens > MOST_TOKENS {
+            if !few.is_empty() && tokens > CHECKED_TOKENS as usize {
                 break;
             }
             few.push(example.clone());
@@ -135,8 +212,28 @@ impl Trainer {
         if loss < SMALL_LOSS {
             changes.extend(CHANGES.map(|change| change * loss));
         }
-        let idle = self.idle_experts(&grads)?;
+        self.expect_gradients(&grads)?;
         let mut groups: Vec<(&'static str, Vec<ParamId>)> = Vec::new();
+        for (id, param) in self.decoder.params.iter().filter(|(_, p)| p.trainable) {
+            let group = self.group(&param.name);
+            match groups.iter_mut().find(|(known, _)| *known == group) {
+                Some((_, ids)) => ids.push(id),
+                None => groups.push((group, vec![id])),
+            }
+        }
+        let groups = groups
+            .into_iter()
+            .map(|(group, ids)| self.check_group(group, &ids, &grads, &changes, examples))
+            .collect::<Result<_, _>>()?;
+        Ok(GradientReport {
+            groups,
+            blocks: Vec::new(),
+        })
+    }
+
+    /// Every tensor that learns has a gradient that is a number other than zero.
+    fn expect_gradients(&self, grads: &Grads) -> Result<(), EngineError> {
+        let idle = self.idle_experts(grads)?;
         for (id, param) in self.decoder.params.iter().filter(|(_, p)| p.trainable) {
             let dead = |problem: &str| EngineError::Gradient {
                 tensor: param.name.clone(),
@@ -152,17 +249,8 @@ impl Trainer {
             if squares == 0.0 && !idle.contains(&id) {
                 return Err(dead("its gradient is zero, so it would never learn"));
             }
-            let group = self.group(&param.name);
-            match groups.iter_mut().find(|(known, _)| *known == group) {
-                Some((_, ids)) => ids.push(id),
-                None => groups.push((group, vec![id])),
-            }
         }
-        let groups = groups
-            .into_iter()
-            .map(|(group, ids)| self.check_group(group, &ids, &grads, &changes, examples))
-            .collect::<Result<_, _>>()?;
-        Ok(GradientReport { groups })
+        Ok(())
     }
 
     /// Parameters of experts that none of the few tokens chose, in blocks where others were chosen.
@@ -259,7 +347,8 @@ impl Trainer {
             let moved = (value + (direction * step)?)?;
             self.decoder.params.replace(*id, moved);
         }
-        let loss = self.loss(examples, &mut Grads::new(&self.decoder.params));
+        let (part, how) = self.one_pass(examples);
+        let loss = loss_alone(&self.decoder, self.objective.as_ref(), &[part], &how);
         for (id, value, _) in directions {
             self.decoder.params.replace(*id, value.clone());
         }
@@ -267,24 +356,33 @@ impl Trainer {
     }
 
     fn loss(&self, examples: &[Example], grads: &mut Grads) -> Result<f64, EngineError> {
+        let (part, how) = self.one_pass(examples);
+        let objective = self.objective.as_ref();
+        Ok(loss_and_gradients(&self.decoder, objective, &[part], &how, grads)?.loss)
+    }
+
+    /// All of `examples` in one pass, so that a router's rows are the same ones every time.
+    fn one_pass<'e>(&self, examples: &'e [Example]) -> (Part<'e>, Accumulation) {
         let part = Part {
             examples: examples.iter().collect(),
             draw: 0,
         };
-        // In one pass, so that a router's rows are the same ones every time.
         let how = Accumulation {
             packing: true,
             micro_batch_tokens: usize::MAX,
             ..Accumulation::of(&self.plan, self.seed)
         };
-        let objective = self.objective.as_ref();
-        Ok(loss_and_gradients(&self.decoder, objective, &[part], &how, grads)?.loss)
+        (part, how)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use t3s_core::{objective::NextToken, plan::TrainPlan};
+    use candle_core::Device;
+    use t3s_core::{
+        objective::NextToken,
+        plan::{LoraPlan, TrainPlan},
+    };
 
     use super::*;
     use crate::{Decoder, init::init_params};
@@ -294,9 +392,15 @@ mod tests {
     }
 
     fn trainer_of(plan: TrainPlan) -> Trainer {
-        let spec = crate::test_model::spec();
-        let params = init_params(&spec, 1, &candle_core::Device::Cpu).unwrap();
-        let decoder = Decoder::new(spec, params, None).unwrap();
+        trainer_with(plan, crate::test_model::spec())
+    }
+
+    fn trainer_with(plan: TrainPlan, spec: DecoderSpec) -> Trainer {
+        let mut params = init_params(&spec, 1, &Device::Cpu, DType::F32).unwrap();
+        if let Some(lora) = &plan.lora {
+            lora::attach(&spec, &mut params, lora, 1).unwrap();
+        }
+        let decoder = Decoder::new(spec, params, plan.lora.as_ref()).unwrap();
         let examples = Arc::new(crate::test_model::examples(4));
         Trainer::new(decoder, Box::new(NextToken), examples, plan, 0).unwrap()
     }
@@ -323,6 +427,63 @@ mod tests {
             .check_group("g", &[gate], &grads, &CHANGES, &examples)
             .unwrap_err();
         assert!(error.to_string().contains("claims"), "{error}");
+    }
+
+    fn deep(lora: Option<LoraPlan>) -> Trainer {
+        let spec = DecoderSpec {
+            n_layers: 6,
+            ..crate::test_model::spec()
+        };
+        let plan = TrainPlan {
+            lora,
+            ..TrainPlan::new(1, 1e-3)
+        };
+        trainer_with(plan, spec)
+    }
+
+    #[test]
+    fn the_ends_of_a_large_model_stand_for_it() {
+        assert_eq!(ends(3), [0, 1, 2]);
+        let large = |n_layers, vocab| DecoderSpec {
+            n_layers,
+            vocab,
+            ..crate::test_model::spec()
+        };
+        let blocks = |dtype, spec| checked_blocks(&spec, dtype);
+        assert_eq!(blocks(DType::BF16, large(5, 1 << 26)), [0, 1, 3, 4]);
+        assert_eq!(blocks(DType::F32, large(5, 1 << 26)).len(), 5);
+        assert_eq!(blocks(DType::BF16, large(5, 37)).len(), 5);
+        for lora in [None, Some(LoraPlan::default())] {
+            let mut trainer = deep(lora.clone());
+            let examples = trainer.few_examples().unwrap();
+            let whole = trainer.check_with((0..6).collect(), &examples).unwrap();
+            let some = trainer.check_with(ends(6), &examples).unwrap();
+            assert_eq!(some.blocks, [0, 1, 4, 5]);
+            for (whole, some) in whole.groups.iter().zip(&some.groups) {
+                assert_eq!(whole.group, some.group);
+                // Embedding and head are always there.
+                let apart = lora.is_some() || whole.group != "embedding";
+                assert_eq!(some.tensors < whole.tensors, apart, "{some:?}");
+            }
+            assert_eq!(trainer.decoder.blocks.len(), 6);
+            let n = trainer.decoder.params.n_elements(true);
+            assert_eq!(n, deep(lora).decoder.params.n_elements(true));
+        }
+    }
+
+    #[test]
+    fn a_tensor_between_the_ends_that_gets_no_gradient_is_named() {
+        let mut trainer = deep(None);
+        let params = &mut trainer.decoder.params;
+        // What it makes of gate and up is nothing.
+        let id = params.id("model.layers.3.mlp.down_proj.weight").unwrap();
+        let zeros = params.tensor(id).zeros_like().unwrap();
+        params.replace(id, zeros);
+        let examples = trainer.few_examples().unwrap();
+        let error = trainer.check_with(ends(6), &examples).unwrap_err();
+        let error = error.to_string();
+        // What it reads is reached by no gradient: the norm before it is the first of that.
+        assert!(error.contains("model.layers.3."), "{error}");
     }
 
     #[test]

@@ -12,7 +12,8 @@ use t3s_core::{
     plan::{LoraPlan, TrainPlan},
 };
 
-pub use gradient_check::{GradientReport, GroupCheck};
+pub(crate) use gradient_check::checked_blocks;
+pub use gradient_check::{CHECKED_TOKENS, GradientReport, GroupCheck};
 
 use crate::{
     accumulate::{Accumulation, learn, learn_online},

@@ -10,7 +10,7 @@ use t3s_core::{Fingerprint, atomic, plan::TrainPlan};
 use super::{Trainer, order::Cursor};
 use crate::{
     adamw::Moments,
-    checkpoint::{read_tensors, write_tensors},
+    checkpoint::{Wanted, read_tensors, write_tensors},
     error::EngineError,
 };
 
@@ -97,14 +97,19 @@ impl Trainer {
         }
         let params = &self.decoder.params;
         let wanted = self.optimizer.moments();
-        let names: Vec<(String, Vec<usize>)> = wanted
+        let names: Vec<Wanted> = wanted
             .iter()
             .flat_map(|moments| {
                 let param = params.param(moments.id);
                 let tensors = [("param", &param.tensor)]
                     .into_iter()
                     .chain(moments.state.tensors());
-                tensors.map(|(kind, t)| (format!("{kind}/{}", param.name), t.dims().to_vec()))
+                // Files hold f32, which has every number of the other types.
+                tensors.map(|(kind, t)| Wanted {
+                    name: format!("{kind}/{}", param.name),
+                    shape: t.dims().to_vec(),
+                    dtype: t.dtype(),
+                })
             })
             .collect();
         let device = params.tensor(wanted[0].id).device().clone();
@@ -116,12 +121,10 @@ impl Trainer {
             loaded.push((*id, next()));
             moments.push(Moments {
                 id: *id,
-                state: state.filled(&mut next)?,
+                state: state.filled(&mut next),
             });
         }
         for (id, tensor) in loaded {
-            // Files hold f32, which has every bfloat16.
-            let tensor = tensor.to_dtype(self.decoder.params.tensor(id).dtype())?;
             self.decoder.params.replace(id, tensor);
         }
         self.optimizer.restore(moments, state.optimizer_steps);

@@ -2,12 +2,12 @@
 
 use std::{fs, path::PathBuf};
 
-use candle_core::Device;
+use candle_core::{DType, Device};
 use serde_json::{Value, json};
 use t3s_core::plan::{LoraPlan, TrainPlan};
 use t3s_engine::{
     Decoder, EngineError, Trainer,
-    checkpoint::{load_adapter, load_decoder, read_tensors, save_params, write_tensors},
+    checkpoint::{Wanted, load_adapter, load_decoder, read_tensors, save_params, write_tensors},
 };
 use tempfile::TempDir;
 
@@ -57,7 +57,13 @@ impl Adapted {
 
     pub fn load(&self) -> Result<Decoder, EngineError> {
         let spec = Shape::TINY.spec();
-        load_adapter(&self.base(), &self.adapter(), &spec, &Device::Cpu)
+        load_adapter(
+            &self.base(),
+            &self.adapter(),
+            &spec,
+            &Device::Cpu,
+            DType::F32,
+        )
     }
 
     fn config(&self) -> Value {
@@ -93,7 +99,7 @@ fn an_adapter_is_loaded_as_it_was_saved() {
         let how = one_pass(Default::default());
         let loss = |decoder: &Decoder| gradients(decoder, &data, &how).0.loss;
         assert_eq!(loss(&loaded), loss(adapted.trainer.decoder()));
-        let base = load_decoder(&adapted.base(), &loaded.spec, &Device::Cpu).unwrap();
+        let base = load_decoder(&adapted.base(), &loaded.spec, &Device::Cpu, DType::F32).unwrap();
         assert!(
             (loss(&base) - loss(&loaded)).abs() > 1e-3,
             "it adapts nothing"
@@ -176,7 +182,12 @@ fn an_adapter_whose_tensors_do_not_fit_is_refused() {
     let only = tensor(vec![0.5; 72], &[3, 24]);
     write_tensors(&file, [(name.to_owned(), &only)]).unwrap();
     adapted.refused(&["missing"]);
-    let read = read_tensors(&[file], &[(name.to_owned(), vec![3, 24])], &Device::Cpu).unwrap();
+    let wanted = Wanted {
+        name: name.to_owned(),
+        shape: vec![3, 24],
+        dtype: DType::F32,
+    };
+    let read = read_tensors(&[file], &[wanted], &Device::Cpu).unwrap();
     assert_eq!(crate::model::values(&read[0]), [0.5; 72]);
     fs::remove_file(adapted.adapter().join("adapter_config.json")).unwrap();
     adapted.refused(&["adapter_config.json"]);

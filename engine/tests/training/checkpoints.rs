@@ -35,7 +35,7 @@ fn params(tied: bool) -> Params {
 }
 
 pub fn load(folder: &Path, tied: bool) -> Result<Params, EngineError> {
-    load_params(folder, &spec(tied), &Device::Cpu)
+    load_params(folder, &spec(tied), &Device::Cpu, DType::F32)
 }
 
 /// By name, since the order of a file is its own.
@@ -277,4 +277,24 @@ fn companions_go_along_and_the_config_says_f32() {
         2,
         "nothing is left behind"
     );
+}
+
+/// What is computed in bfloat16 is read as it stands, and everything else is rounded to it.
+#[test]
+fn weights_are_read_in_the_type_that_is_asked_for() {
+    for stored in [DType::BF16, DType::F32] {
+        let params = params(true);
+        let tensors = by_name(&params)
+            .into_iter()
+            .map(|(name, t)| (name, t.to_dtype(stored).unwrap()))
+            .collect();
+        let folder = foreign(&tensors);
+        let read = load_params(folder.path(), &spec(true), &Device::Cpu, DType::BF16).unwrap();
+        for (_, param) in read.iter() {
+            assert_eq!(param.tensor.dtype(), DType::BF16);
+            let wanted = tensors[&param.name].to_dtype(DType::BF16).unwrap();
+            let bits = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<half::bf16>().unwrap();
+            assert_eq!(bits(&param.tensor), bits(&wanted), "{}", param.name);
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use candle_core::Device;
+use candle_core::{DType, Device};
 use t3s_core::{
     Example,
     objective::NextToken,
@@ -41,7 +41,7 @@ fn constant(steps: u64, learning_rate: f64, lora: Option<LoraPlan>) -> TrainPlan
 /// A student that starts from nothing, as `t3s init` makes it.
 fn untrained(plan: &TrainPlan) -> Trainer {
     let spec = Shape::TINY.spec();
-    let mut params = init_params(&spec, 4, &Device::Cpu).unwrap();
+    let mut params = init_params(&spec, 4, &Device::Cpu, DType::F32).unwrap();
     if let Some(plan) = &plan.lora {
         lora::attach(&spec, &mut params, plan, 4).unwrap();
     }

@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 use t3s_core::{
     AttentionPattern, Example,
@@ -168,7 +168,8 @@ fn peft_reads_what_is_saved_and_the_other_way_round() {
     let job = json!({ "model": base, "out": out, "adapter": adapter, "again": again });
     run_transformers(&python, folder.path(), vec![job]);
     assert_logits(adapted.trainer.decoder(), &out);
-    let theirs = load_adapter(&base, &again, &Shape::TINY.spec(), &Device::Cpu).unwrap();
+    let theirs =
+        load_adapter(&base, &again, &Shape::TINY.spec(), &Device::Cpu, DType::F32).unwrap();
     assert_logits(&theirs, &out);
 }
 

@@ -12,10 +12,14 @@ use candle_core::{DType, Device};
 use serde_json::{Map, Value, json};
 use t3s_core::{
     DecoderSpec,
-    plan::{DeviceChoice, LoraPlan, Precision, Recompute, StatePrecision},
+    plan::{DeviceChoice, LoraPlan, Precision, Recompute, StatePrecision, TrainPlan},
     registry::Registry,
 };
-use t3s_engine::memory;
+use t3s_engine::{
+    Footprint,
+    footprint::{self, PassRows},
+    memory,
+};
 
 pub use gemm::GemmPeak;
 pub use report::{Memory, Part, Report, Spread};
@@ -53,6 +57,8 @@ pub enum Work {
         lora: Option<LoraPlan>,
         /// Which activations are computed twice.
         recompute: Recompute,
+        /// How AdamW's moments are kept.
+        states: StatePrecision,
     },
     /// Teacher-forced statistics of every row with a target.
     Score {
@@ -152,9 +158,13 @@ impl Work {
     fn options(&self) -> Map<String, Value> {
         let options = match self {
             Self::Train {
-                rows, recompute, ..
+                rows,
+                recompute,
+                states,
+                ..
             } => {
-                json!({ "pass_tokens": rows.pass_tokens, "recompute": String::from(*recompute) })
+                let recompute = String::from(*recompute);
+                json!({ "pass_tokens": rows.pass_tokens, "recompute": recompute, "states": states })
             }
             Self::Score { rows } => json!({ "pass_tokens": rows.pass_tokens }),
             Self::Generate { new, .. } => json!({ "new_tokens": new }),
@@ -220,7 +230,34 @@ impl BenchPlan {
         Ok(())
     }
 
-    /// Most bytes that will be held at once.
+    /// Most bytes of tensors that a GPU will hold at once.
+    fn predicted_on_device(&self, spec: &DecoderSpec, dtype: DType, train: &TrainPlan) -> u64 {
+        let footprint = Footprint::of(spec, dtype, train);
+        let pass = |rows: &Rows| {
+            let tokens = rows.pass_tokens.min(rows.tokens());
+            PassRows {
+                rows: tokens as u64,
+                asked: (tokens as f64 * rows.kept).ceil() as u64,
+                positions: rows.seq as u64,
+            }
+        };
+        match &self.work {
+            Work::Train { rows, .. } => footprint.training(pass(rows)),
+            Work::Score { rows } => footprint.scoring(pass(rows)),
+            // Answers are written on the CPU, from a copy there.
+            Work::Generate { .. } => footprint.weights(),
+            Work::Head { rows } => {
+                let all = PassRows {
+                    rows: rows.tokens() as u64,
+                    asked: rows.tokens() as u64,
+                    positions: 1,
+                };
+                footprint.weights() + footprint.gradients() + footprint.pass(all)
+            }
+        }
+    }
+
+    /// Most bytes that the process will hold at once on the CPU.
     fn predicted_bytes(&self, spec: &DecoderSpec, trainable: u64) -> u64 {
         let weights = estimate::weight_bytes(spec);
         let pass = |rows: &Rows| rows.pass_tokens.min(rows.tokens()) as u64;
@@ -230,16 +267,12 @@ impl BenchPlan {
                 rows,
                 lora,
                 recompute,
+                states,
             } => {
                 let adapters = lora.as_ref().map_or(0, |_| 4 * trainable);
                 let text = rounds * rows.tokens() as u64 * estimate::EXAMPLE_BYTES;
-                let step = estimate::training_bytes(
-                    spec,
-                    *recompute,
-                    StatePrecision::F32,
-                    trainable,
-                    pass(rows),
-                );
+                let step =
+                    estimate::training_bytes(spec, *recompute, *states, trainable, pass(rows));
                 adapters + text + step
             }
             Work::Score { rows } => estimate::scoring_bytes(spec, pass(rows)),
@@ -275,15 +308,22 @@ pub fn bench(plan: &BenchPlan, registry: &Registry) -> Result<Report, PipelineEr
         true => estimate::trainable(&spec, &train).map_err(&failed)?,
         false => 0,
     };
-    let predicted = plan.predicted_bytes(&spec, trainable);
+    let (predicted, outside) = match device {
+        Device::Cpu => (plan.predicted_bytes(&spec, trainable), 0),
+        _ => (
+            plan.predicted_on_device(&spec, dtype, &train),
+            footprint::OUTSIDE_BYTES,
+        ),
+    };
     if let Some(available) = memory::available_bytes(&device)
-        && predicted > available
+        && predicted + outside > available
     {
         return Err(PipelineError::plan(
             "--config",
             format!(
                 "{} {} needs about {} bytes ({:.1} GiB), {available} ({:.1} GiB) are free; take \
-                 fewer --tokens per pass, --recompute block, --method lora or a smaller model",
+                 fewer --tokens per pass, --recompute block, --states 8bit, --method lora or a smaller \
+                 model",
                 plan.work.name(),
                 plan.config,
                 predicted,
@@ -292,6 +332,7 @@ pub fn bench(plan: &BenchPlan, registry: &Registry) -> Result<Report, PipelineEr
             ),
         ));
     }
+    memory::reset_peak(&device);
     let machine = Machine::now(name_of(&device));
     let measured = work::measure(plan, &spec, &whole, (&device, dtype), train).map_err(&failed)?;
     let peak_bytes = memory::peak_bytes(&device);

@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use t3s_core::{
     CounterRng, DecodeRule, DecoderSpec, Example,
     objective::NextToken,
-    plan::{GeneratePlan, Schedule, ScorePlan, TrainPlan},
+    plan::{AdamWPlan, GeneratePlan, Schedule, ScorePlan, TrainPlan},
 };
 use t3s_engine::{
     Columns, Decoder, EngineError, Grads, Scoring, Trainer, generate,
@@ -41,11 +41,16 @@ pub(super) fn train_plan(plan: &BenchPlan) -> TrainPlan {
             rows,
             lora,
             recompute,
+            states,
         } => TrainPlan {
             batch_examples: rows.batch,
             micro_batch_tokens: rows.pass_tokens,
             lora: lora.clone(),
             recompute: *recompute,
+            adamw: AdamWPlan {
+                states: *states,
+                ..common.adamw
+            },
             ..common
         },
         _ => common,
@@ -60,8 +65,7 @@ pub(super) fn measure(
     (device, dtype): (&Device, DType),
     train: TrainPlan,
 ) -> Result<Measured, EngineError> {
-    let mut params = init_params(spec, plan.seed, device)?;
-    params.cast(dtype, |_| true)?;
+    let mut params = init_params(spec, plan.seed, device, dtype)?;
     if let Some(adapted) = &train.lora {
         lora::attach(spec, &mut params, adapted, plan.seed)?;
     }

@@ -1,8 +1,8 @@
-//! Twin of `kernels::adamw`; bfloat16 parameters are rounded at random.
+//! Twin of `kernels::adamw`; bfloat16 parameters are rounded at random, as bfloat16 moments are.
 
 use std::cell::RefCell;
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
 use super::launch::{Launch, Source, source};
 use crate::kernels::adamw::{BLOCK, Coefficients, MAPS, Quantised};
@@ -17,7 +17,11 @@ pub(in crate::kernels) fn step(
     c: Coefficients,
 ) -> Result<()> {
     let n = parameter.elem_count();
-    let launch = Launch::of(SOURCE, "adamw_step", parameter)?
+    let kernel = match first.dtype() {
+        DType::BF16 => "adamw_bf16_step",
+        _ => "adamw_step",
+    };
+    let launch = Launch::of(SOURCE, kernel, parameter)?
         .tensor(parameter)?
         .tensor(gradient)?
         .tensor(first)?

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::kernels::{
     Into,
+    buffers::head_chunk_rows,
     cross_entropy::{
         HeadGradients, HeadOutput, HeadRow, PendingHead, SketchSpec, empty_without_rows,
     },
@@ -18,11 +19,6 @@ use crate::kernels::{
 
 const SOURCE: Source = source!("cross_entropy");
 
-/// Logits per chunk: 512 MiB of f32. Some 900 rows of a vocabulary of 150 000, which a matrix product
-/// of full speed needs.
-const CHUNK_LOGITS: usize = 1 << 27;
-/// Most rows per chunk.
-const CHUNK_ROWS: usize = 4096;
 /// Threads per row of logits, at most.
 const THREADS: u32 = 512;
 /// Rows of a sign matrix made at a time.
@@ -39,9 +35,7 @@ pub(in crate::kernels) fn run(
     let ((_, width), (vocab, _)) = (hidden.dims2()?, weight.dims2()?);
     let dtype = one_dtype("head", &[hidden, weight])?;
     let device = hidden.device();
-    let chunk_rows = (CHUNK_LOGITS / vocab)
-        .clamp(1, CHUNK_ROWS)
-        .min(rows.len().max(1));
+    let chunk_rows = head_chunk_rows(vocab, rows.len());
     let backward = matches!(gradients, HeadGradients::Hidden { .. });
     // Only who reads them again needs the errors as floats.
     let keep = sketch.is_some() || (backward && dtype == DType::F32);

@@ -5,6 +5,7 @@
 #include "../cross_entropy.cu"
 #include "../embedding.cu"
 #include "../gradients.cu"
+#include "../normal.cu"
 #include "../residual.cu"
 #include "../rms_norm.cu"
 #include "../rotary.cu"

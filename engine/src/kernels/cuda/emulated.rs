@@ -11,7 +11,7 @@ use std::{
 use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Result, Tensor, bail};
 use libloading::Library;
 
-use super::gemm::Matrix;
+use super::{gemm::Matrix, tests::counting::uncounted};
 use crate::kernels::Into;
 
 thread_local! {
@@ -27,15 +27,19 @@ pub(super) fn is_on() -> bool {
 /// Runs `body` with every kernel of this thread emulated: twice, with blocks and threads in ascending
 /// and in descending order. `None`, loudly, where there is no C++ compiler.
 pub(crate) fn in_both_orders<R>(body: impl Fn() -> R) -> Option<[R; 2]> {
+    Some([once(false, &body)?, once(true, &body)?])
+}
+
+/// Runs `body` with every kernel of this thread emulated, blocks and threads in descending order where
+/// `reversed`. `None`, loudly, where there is no C++ compiler.
+pub(crate) fn once<R>(reversed: bool, body: impl Fn() -> R) -> Option<R> {
     library()?;
-    Some([false, true].map(|reversed| {
-        ON.set(true);
-        REVERSED.set(reversed);
-        let guard = TurnOff;
-        let result = body();
-        drop(guard);
-        result
-    }))
+    ON.set(true);
+    REVERSED.set(reversed);
+    let guard = TurnOff;
+    let result = body();
+    drop(guard);
+    Some(result)
 }
 
 struct TurnOff;
@@ -149,14 +153,26 @@ pub(super) fn gemm(
     b: Matrix<'_>,
     scale: f32,
 ) -> Result<()> {
+    // What it needs for itself is nothing that cuBLAS would.
+    uncounted(|| multiply(c, into, a, b, scale))
+}
+
+fn multiply(c: Matrix<'_>, into: Into, a: Matrix<'_>, b: Matrix<'_>, scale: f32) -> Result<()> {
     let values = |m: &Matrix<'_>| -> Result<Vec<f32>> {
         m.tensor().flatten_all()?.to_dtype(DType::F32)?.to_vec1()
     };
     let (x, y, mut z) = (values(&a)?, values(&b)?, values(&c)?);
     let ((rows, inner), (_, columns)) = (a.shape(), b.shape());
+    // What a product runs along is side by side: index arithmetic would be most of the time.
+    let columns_of_b: Vec<f32> = (0..columns)
+        .flat_map(|j| (0..inner).map(move |k| (k, j)))
+        .map(|(k, j)| y[b.at(k, j)])
+        .collect();
     for i in 0..rows {
+        let row: Vec<f32> = (0..inner).map(|k| x[a.at(i, k)]).collect();
         for j in 0..columns {
-            let product: f32 = (0..inner).map(|k| x[a.at(i, k)] * y[b.at(k, j)]).sum();
+            let column = &columns_of_b[j * inner..][..inner];
+            let product: f32 = row.iter().zip(column).map(|(x, y)| x * y).sum();
             let before = if into == Into::Add {
                 z[c.at(i, j)]
             } else {

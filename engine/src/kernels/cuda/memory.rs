@@ -4,6 +4,8 @@ use std::cell::RefCell;
 
 use candle_core::{CpuStorage, DType, Device, Result, Shape, Storage, Tensor, bail};
 
+use crate::kernels::buffers::KEPT_LISTS;
+
 /// A new tensor of unspecified values, for kernels that write every one of them.
 #[expect(unsafe_code, reason = "see the safety comment")]
 pub(super) fn overwritten(
@@ -65,10 +67,6 @@ fn on_host(op: &str, storage: &CpuStorage) -> Result<u64> {
     })
 }
 
-/// How many lists of indices stay on the device: those of the passes of one step that recur layer by
-/// layer (positions, tiles), with room for another batch's.
-const KEPT: usize = 24;
-
 thread_local! {
     /// Least recently used first.
     static INDICES: RefCell<Vec<(Vec<u32>, Tensor)>> = const { RefCell::new(Vec::new()) };
@@ -87,7 +85,7 @@ pub(super) fn indices(values: &[u32], device: &Device) -> Result<Tensor> {
             return Ok(tensor);
         }
         let tensor = Tensor::new(values, device)?;
-        if kept.len() == KEPT {
+        if kept.len() == KEPT_LISTS {
             kept.remove(0);
         }
         kept.push((values.to_vec(), tensor.clone()));

@@ -24,6 +24,7 @@ pub(super) mod gradients;
 mod launch;
 pub(super) mod linear;
 mod memory;
+pub(super) mod normal;
 pub(super) mod residual;
 pub(super) mod rms_norm;
 pub(super) mod rotary;
@@ -32,13 +33,18 @@ mod tensor_list;
 #[cfg(test)]
 mod tests;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 
 /// Whether kernels for `tensor` are these.
 pub(super) fn runs(tensor: &Tensor) -> bool {
+    runs_on(tensor.device())
+}
+
+/// Whether kernels on `device` are these.
+pub(super) fn runs_on(device: &Device) -> bool {
     #[cfg(test)]
     if emulated::is_on() {
         return true;
     }
-    tensor.device().is_cuda()
+    device.is_cuda()
 }

@@ -5,8 +5,8 @@ use candle_core::{DType, Result, Tensor};
 use super::{
     launch::{Launch, Source, THREADS, source},
     memory::{one_dtype, overwritten},
-    rms_norm::run_of,
 };
+use crate::kernels::buffers::run_of;
 
 const SOURCE: Source = source!("residual");
 

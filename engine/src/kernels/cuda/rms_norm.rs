@@ -7,18 +7,12 @@ use super::{
     memory::{one_dtype, overwritten},
     residual::add_partial_sums,
 };
+use crate::kernels::buffers::run_of;
 
 const SOURCE: Source = source!("rms_norm");
 
 /// Threads of a block, at most: those of a row of 8192.
 const THREADS: u32 = 1024;
-/// Blocks that sum a weight gradient, at most: several for every multiprocessor of a large GPU.
-const MOST_RUNS: usize = 1024;
-
-/// Rows per block where sums over rows are asked for; depends on nothing but their number.
-pub(super) fn run_of(rows: usize) -> usize {
-    rows.div_ceil(MOST_RUNS).max(8)
-}
 
 pub(in crate::kernels) fn forward(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
     let (rows, width) = x.dims2()?;

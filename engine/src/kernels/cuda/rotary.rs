@@ -9,14 +9,13 @@ use super::{
     memory::{indices, one_dtype, overwritten},
     residual::add_partial_sums,
 };
-use crate::kernels::rotary::RotaryTable;
+use crate::kernels::{
+    buffers::{ROTARY_WARPS as WARPS, rotary_warps},
+    rotary::RotaryTable,
+};
 
 const SOURCE: Source = source!("rotary");
 
-/// Warps per block: each has a head of a row.
-const WARPS: usize = 8;
-/// Warps that sum a norm's gradient, at most.
-const MOST_WARPS: usize = 16384;
 /// The widest head a warp can hold.
 const MOST_HEAD_DIM: usize = 256;
 
@@ -63,7 +62,7 @@ pub(in crate::kernels) fn backward_in_place(
     one_dtype("rotary", &[dy, x, norm.unwrap_or(x)])?;
     check_head(head_dim)?;
     let heads = width / head_dim;
-    let warps = (rows * heads).min(MOST_WARPS).next_multiple_of(WARPS);
+    let warps = rotary_warps(rows * heads);
     let partial = slot
         .map(|_| overwritten((warps / WARPS, head_dim), DType::F32, x.device()))
         .transpose()?;

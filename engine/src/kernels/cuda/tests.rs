@@ -1,19 +1,26 @@
 //! Every CUDA kernel against its CPU twin, f32 and bfloat16: emulated, in both orders of threads, and
 //! on a GPU where the build knows GPUs and there is one.
 
+pub(super) mod counting;
 #[cfg(cudnn_attention)]
 mod cudnn;
+mod footprint;
 mod model;
 
 use candle_core::{DType, Device, Tensor};
 use t3s_core::{AttentionPattern, CounterRng, decoder_spec::RopeSpec};
 
-use super::emulated::{in_both_orders, overwrite};
+use super::{
+    emulated::{in_both_orders, overwrite},
+    memory::overwritten,
+};
 use crate::kernels::{
-    Into, adamw, attention, cross_entropy, embedding, gradients, linear, residual, rms_norm,
+    Into, adamw, attention, cross_entropy, embedding, gradients, linear, normal, residual,
+    rms_norm,
     rotary::{self, RotaryTable},
     swiglu,
 };
+use crate::memory;
 
 /// Largest difference in f32, relative to the largest value: sums in another order.
 const F32: f32 = 3e-6;
@@ -277,6 +284,15 @@ fn clipping_matches_its_twin_and_passes_on_what_is_no_number() {
     }
 }
 
+/// An odd number of them, and more than one block.
+#[test]
+fn draws_of_a_normal_match_their_twin() {
+    compare("normal", &[random("like", &[1])], |t| {
+        let stream = CounterRng::new(5, "normal");
+        vec![normal::draw(&stream, 0.02, &[3, 347], t[0].dtype(), t[0].device()).unwrap()]
+    });
+}
+
 const PATTERNS: [AttentionPattern; 4] = [
     AttentionPattern::Causal,
     AttentionPattern::Bidirectional,
@@ -369,6 +385,37 @@ fn attention_on_tensor_cores_matches_its_twin_in_every_pattern() {
         };
         check_attention(heads, &[0, 75, 75, 78, 108], pattern);
     }
+}
+
+/// The driver's figures: what a tensor takes is in them.
+#[test]
+fn a_gpu_says_what_it_holds() {
+    let Some(gpu) = gpu() else { return };
+    memory::reset_peak(&gpu);
+    let (bytes, free) = (64u64 << 20, memory::available_bytes(&gpu).unwrap());
+    let held = overwritten(bytes as usize / 4, DType::F32, &gpu).unwrap();
+    let peak = memory::peak_bytes(&gpu).unwrap();
+    assert!(peak >= bytes && peak < 2 * (free + bytes), "{peak} {free}");
+    assert_eq!(held.elem_count(), 16 << 20);
+}
+
+/// It is an error that says what to do, and nothing else goes on differently.
+#[test]
+fn a_gpu_without_room_says_so_and_computes_on() {
+    let Some(gpu) = gpu() else { return };
+    let far_too_many = memory::available_bytes(&gpu).unwrap() as usize;
+    let error = overwritten(far_too_many, DType::F32, &gpu).unwrap_err();
+    let error = crate::EngineError::from(error);
+    assert!(
+        matches!(error, crate::EngineError::OutOfMemory { .. }),
+        "{error}"
+    );
+    assert!(error.to_string().contains("train.micro_batch_tokens"));
+    let one = random("x", &[3, 5]).to_device(&gpu).unwrap();
+    let sum = one.copy().unwrap();
+    residual::add_assign(&sum, &one).unwrap();
+    let doubled: Vec<f32> = values(&one).iter().map(|v| 2.0 * v).collect();
+    assert_eq!(values(&sum), doubled);
 }
 
 fn head_rows(n: usize, vocab: u64) -> Vec<cross_entropy::HeadRow> {
@@ -481,6 +528,55 @@ fn adamw_matches_its_twin() {
         adamw::step(&t[0], &g, &m, &v, STEP).unwrap();
         vec![t[0].clone(), m, v]
     });
+}
+
+/// The draws are the same, so the emulated moments are, bit for bit. A GPU fuses multiply-adds, which
+/// moves a sum by its last bit, and one that a draw stands at to the other neighbour.
+#[test]
+fn adamw_with_bfloat16_moments_matches_its_twin() {
+    let n = 5001;
+    let run = |dtype, device: &Device| -> [Vec<f32>; 3] {
+        let of = |name: &str, dtype| {
+            let rounded = random(name, &[n]).to_dtype(DType::BF16).unwrap();
+            rounded.to_dtype(dtype).unwrap().to_device(device).unwrap()
+        };
+        let (p, m) = (of("p", dtype), of("m", DType::BF16));
+        let v = of("v", DType::F32).abs().unwrap();
+        let v = v.to_dtype(DType::BF16).unwrap();
+        for step in 0..3 {
+            let c = adamw::Coefficients {
+                rounding_seed: 7 + step,
+                ..STEP
+            };
+            adamw::step(&p, &of(&format!("g{step}"), DType::F32), &m, &v, c).unwrap();
+        }
+        [p, m, v].map(|t| values(&t))
+    };
+    let wanted = run(DType::F32, &Device::Cpu);
+    let gpu = gpu();
+    for dtype in [DType::F32, DType::BF16] {
+        if let Some(both) = in_both_orders(|| run(dtype, &Device::Cpu)) {
+            for found in both {
+                assert_eq!(found[1..], wanted[1..], "{dtype:?}");
+                if dtype == DType::F32 {
+                    assert_eq!(found[0], wanted[0]);
+                }
+            }
+        }
+        if let Some(gpu) = &gpu {
+            for (found, wanted) in run(dtype, gpu)[1..].iter().zip(&wanted[1..]) {
+                let off = |(f, w): &(&f32, &f32)| (*f - *w).abs() > 1e-6 * w.abs();
+                let others: Vec<_> = found.iter().zip(wanted).filter(off).collect();
+                assert!(others.len() < n / 100, "{dtype:?}: {others:?}");
+                // Numbers of up to 1 have their neighbours within 2^-8; three steps.
+                let near = |(f, w): &&(&f32, &f32)| (*f - *w).abs() <= 3.0 / 256.0;
+                assert!(
+                    others.iter().all(|pair| near(&pair)),
+                    "{dtype:?}: {others:?}"
+                );
+            }
+        }
+    }
 }
 
 /// The codes are the same; the last of three steps moves the parameter, so that it is rounded once.

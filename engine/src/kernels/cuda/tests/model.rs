@@ -60,8 +60,8 @@ fn step(decoder: &Decoder) -> Step {
 
 fn decoder(lora: Option<&LoraPlan>, dtype: DType, device: &Device) -> Decoder {
     let spec = test_model::spec();
-    let mut params = init_params(&spec, 4, device).unwrap();
-    params.cast(DType::BF16, |_| true).unwrap();
+    // Numbers that bfloat16 has, so that all start from the same.
+    let mut params = init_params(&spec, 4, device, DType::BF16).unwrap();
     params.cast(dtype, |_| true).unwrap();
     if let Some(plan) = lora {
         lora::attach(&spec, &mut params, plan, 1).unwrap();

@@ -1,0 +1,383 @@
+//! How much of a GPU's memory training and scoring take, counted from the geometry.
+//!
+//! What is counted is what [`memory::peak_bytes`](crate::memory::peak_bytes) measures there: tensors.
+//! One function per part, each naming the code whose tensors it counts in their order, so that both can
+//! be read side by side. A test trains with the emulated kernels and counts what they really allocate.
+//!
+//! Mixtures of experts have no CUDA kernels yet; the experts of a token are counted as one dense layer.
+
+use std::collections::BTreeMap;
+
+use candle_core::DType;
+use t3s_core::{
+    DecoderSpec,
+    decoder_spec::{LayerMlp, TensorRole},
+    plan::{LoraPlan, Recompute, StatePrecision, TrainPlan},
+};
+
+use crate::{
+    adamw::state_bytes,
+    kernels::buffers::{KEPT_LISTS, head_chunk_rows, rotary_warps, run_of},
+    layers::lora,
+    trainer::checked_blocks,
+};
+
+/// Bytes of an f32, and of a `u32`.
+const F32: u64 = 4;
+
+/// What is allocated outside of the pool that tensors come from: the workspace of cuBLAS (32 MiB on
+/// the GPUs that have the largest, as NVIDIA documents it) and the code of kernels (taken to be no more
+/// than that).
+pub const OUTSIDE_BYTES: u64 = 64 << 20;
+
+/// A model and what is done with it.
+#[derive(Debug, Clone, Copy)]
+pub struct Footprint<'a> {
+    /// The model.
+    pub spec: &'a DecoderSpec,
+    /// Of weights and activations.
+    pub dtype: DType,
+    /// Adapters that learn instead of all weights.
+    pub lora: Option<&'a LoraPlan>,
+    /// Which activations are computed twice.
+    pub recompute: Recompute,
+    /// How the optimiser's moments are kept.
+    pub states: StatePrecision,
+}
+
+/// The rows of one pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PassRows {
+    /// Rows of the decoder.
+    pub rows: u64,
+    /// Of them those that ask the head.
+    pub asked: u64,
+    /// Positions of the longest example.
+    pub positions: u64,
+}
+
+impl<'a> Footprint<'a> {
+    /// Training `spec` as `plan` says.
+    pub fn of(spec: &'a DecoderSpec, dtype: DType, plan: &'a TrainPlan) -> Self {
+        Self {
+            spec,
+            dtype,
+            lora: plan.lora.as_ref(),
+            recompute: plan.recompute,
+            states: plan.adamw.states,
+        }
+    }
+
+    /// Most bytes of training: weights, gradients, optimiser, and the passes of a step.
+    pub fn training(&self, pass: PassRows) -> u64 {
+        self.weights() + self.gradients() + self.moments() + self.tables(pass) + self.pass(pass)
+    }
+
+    /// Most bytes of scoring, which keeps nothing for a backward pass.
+    pub fn scoring(&self, pass: PassRows) -> u64 {
+        self.weights() + self.tables(pass) + self.forward(pass)
+    }
+
+    /// Most bytes of a pass that keeps nothing, beside weights.
+    fn forward(&self, pass: PassRows) -> u64 {
+        let width = pass.rows * self.width();
+        // `Decoder::forward`: a block's input beside what it holds; the final norm's beside its output;
+        // the hidden states beside the head's buffers.
+        let block = self.largest(|layer| self.forward_inside(layer, pass.rows));
+        let head = self.head(pass, Backward::No);
+        width + block.max(width).max(head)
+    }
+
+    /// Most bytes of the check of gradients before the first step (trainer/gradient_check.rs): the copy in
+    /// f32, its gradients, and either the pass that makes them, or the group that is moved along them,
+    /// the way of one tensor, and a forward pass. The optimiser is there already; gradients of training
+    /// are not yet.
+    pub fn gradient_check(&self, pass: PassRows) -> u64 {
+        let blocks = checked_blocks(self.spec, self.dtype);
+        let checked = DecoderSpec {
+            n_layers: blocks.len(),
+            ..self.spec.clone()
+        };
+        let copy = Footprint {
+            spec: &checked,
+            dtype: DType::F32,
+            ..*self
+        };
+        let copied = match self.dtype {
+            DType::F32 => 0,
+            _ => checked.n_parameters() as u64 * F32,
+        };
+        let mut groups: BTreeMap<TensorRole, u64> = BTreeMap::new();
+        for tensor in checked.tensors() {
+            *groups.entry(tensor.role).or_default() +=
+                tensor.shape.iter().product::<usize>() as u64;
+        }
+        let learning = copy.learning();
+        let group = match self.lora {
+            None => groups.into_values().max().unwrap_or(0),
+            Some(_) => learning.iter().sum(),
+        };
+        let moved = (group + learning.into_iter().max().unwrap_or(0)) * F32;
+        let work = copy.pass(pass).max(moved + copy.forward(pass));
+        self.weights() + self.moments() + copied + copy.gradients() + copy.tables(pass) + work
+    }
+
+    /// `init_params`, `load_params`: every tensor in the model's type. `lora::attach`: adapters in f32.
+    pub fn weights(&self) -> u64 {
+        let model = self.spec.n_parameters() as u64 * self.element();
+        let adapters = match self.lora {
+            Some(_) => self.learning().iter().sum::<u64>() * F32,
+            None => 0,
+        };
+        model + adapters
+    }
+
+    /// `Grads`: an f32 slot of every tensor that learns.
+    pub fn gradients(&self) -> u64 {
+        self.learning().iter().sum::<u64>() * F32
+    }
+
+    /// `AdamW`: both moments of every tensor that learns.
+    pub fn moments(&self) -> u64 {
+        let learning = self.learning();
+        learning.iter().map(|n| state_bytes(self.states, *n)).sum()
+    }
+
+    /// Elements of each tensor that learns.
+    pub fn learning(&self) -> Vec<u64> {
+        let tensors = self.spec.tensors().into_iter();
+        match self.lora {
+            None => tensors
+                .filter(|tensor| tensor.role != TensorRole::Constant)
+                .map(|tensor| tensor.shape.iter().product::<usize>() as u64)
+                .collect(),
+            // `lora::attach`: `A [rank, in]` and `B [out, rank]`.
+            Some(plan) => tensors
+                .filter(|tensor| tensor.shape.len() == 2 && lora::is_target(plan, &tensor.name))
+                .flat_map(|tensor| [tensor.shape[1], tensor.shape[0]])
+                .map(|side| (plan.rank * side) as u64)
+                .collect(),
+        }
+    }
+
+    /// What stays on the device between passes: kernels/cuda/rotary.rs `angles` (a power of two of
+    /// positions), and the lists of kernels/cuda/memory.rs `indices`, each of up to a number per row.
+    pub fn tables(&self, pass: PassRows) -> u64 {
+        let angles = pass.positions.next_power_of_two() * self.spec.rope.rotary_dim as u64 * F32;
+        angles + KEPT_LISTS as u64 * pass.rows * F32
+    }
+
+    /// Most bytes of one pass of training beside weights, gradients and moments: `accumulate::run`, from
+    /// `Decoder::forward` over the head to `Decoder::backward`.
+    pub fn pass(&self, pass: PassRows) -> u64 {
+        let width = pass.rows * self.width();
+        let layers = self.spec.n_layers;
+        let blocks = match self.recompute {
+            Recompute::None => 1,
+            Recompute::Block => 1,
+            Recompute::Every(n) => n.clamp(1, layers.max(1)),
+        };
+        // `Tape`: all that the blocks' backward passes need, or the inputs of the segments.
+        let kept = match self.recompute {
+            Recompute::None => self.saved(0..layers, pass.rows),
+            _ => layers.div_ceil(blocks) as u64 * width,
+        };
+        // `Decoder::forward`: the last block while it runs.
+        let running = match (self.recompute, layers) {
+            (_, 0) => 0,
+            (Recompute::None, _) => self.forward_beside_saved(layers - 1, pass.rows),
+            // Inside of a segment its input, which is not the tape's.
+            _ => {
+                let inside = self.largest(|layer| self.forward_inside(layer, pass.rows));
+                if blocks > 1 { width + inside } else { inside }
+            }
+        };
+        // The final norm's input, which its `Saved` has; the hidden states; the head.
+        let head = width + width + self.head(pass, Backward::Yes);
+        // `Decoder::backward`, `RmsNorm::backward`: the input, the gradient, its copy.
+        let final_norm = 3 * width + self.norm_sums(pass.rows);
+        let ends = kept + running.max(head).max(final_norm);
+        ends.max(self.blocks_backward(pass.rows, blocks))
+    }
+
+    /// The loop of `Decoder::backward`: the segment that takes most, of the input gradient (`dx`), what
+    /// the tape still has, and what the blocks do.
+    fn blocks_backward(&self, rows: u64, blocks: usize) -> u64 {
+        let width = rows * self.width();
+        let layers = self.spec.n_layers;
+        let segments = (0..layers).step_by(blocks).enumerate();
+        let segment = segments.map(|(index, first)| {
+            let end = (first + blocks).min(layers);
+            let last = end - 1;
+            let inside = self.backward_beside_saved(last, rows);
+            let (tape, work) = match self.recompute {
+                Recompute::None => (self.saved(0..first, rows), inside),
+                // The inputs of the segments before this one; its blocks are run again.
+                _ => {
+                    let again = self.forward_beside_saved(last, rows);
+                    (index as u64 * width, inside.max(again))
+                }
+            };
+            tape + self.saved(first..end, rows) + width + work
+        });
+        segment.max().unwrap_or(0)
+    }
+
+    /// What the blocks `layers` save, their inputs included.
+    fn saved(&self, layers: std::ops::Range<usize>, rows: u64) -> u64 {
+        layers.map(|layer| rows * self.block_saved(layer)).sum()
+    }
+
+    /// `Saved` of a `Block`, per row.
+    fn block_saved(&self, layer: usize) -> u64 {
+        // The block's input and its norm; what attention came to and its norm.
+        let norms = 4 * self.width();
+        norms + self.attention_saved() + self.mlp_saved(layer)
+    }
+
+    /// `Saved` of an `Attention` but its input, per row: queries and keys before and after norm and
+    /// rotary, values, the output, its log-sum-exp (f32).
+    fn attention_saved(&self) -> u64 {
+        3 * self.queries() + 3 * self.keys() + self.log_sums()
+    }
+
+    /// `Saved` of a `SwiGlu` but its input, per row: gate and up.
+    fn mlp_saved(&self, layer: usize) -> u64 {
+        2 * self.hidden(layer)
+    }
+
+    /// `Block::forward` that saves nothing: most bytes beside its input.
+    fn forward_inside(&self, layer: usize, rows: u64) -> u64 {
+        // The norm's output, all of attention, its result.
+        let attention = self.width() + self.attention_saved() + self.width();
+        // Both norms' outputs, attention's result; gate, up and their product; the result.
+        let mlp = 3 * self.width() + 3 * self.hidden(layer) + self.width();
+        rows * attention.max(mlp) + self.adapter(rows)
+    }
+
+    /// `Block::forward` that saves: most bytes beside what is saved, its input included. The product of
+    /// gate and up, and the result.
+    fn forward_beside_saved(&self, layer: usize, rows: u64) -> u64 {
+        rows * (self.hidden(layer) + self.width()) + self.adapter(rows)
+    }
+
+    /// `Block::backward`: most bytes beside what is saved, its input included, and beside `dy`.
+    fn backward_beside_saved(&self, layer: usize, rows: u64) -> u64 {
+        // `SwiGlu::backward`: the product of gate and up again, then `dx`.
+        let mlp = rows * self.hidden(layer).max(self.width());
+        // The norm turns it into `d_middle`; gate, up and their input are gone.
+        let gone = rows * (self.mlp_saved(layer) + self.width());
+        let norm = rows * self.width() + self.norm_sums(rows);
+        // `Attention::backward` beside `d_middle`: `d_out`, `dq`, `dk`, `dv`; at first with what
+        // `attention::backward` needs (delta), then with the sums of the heads' norms, then with `dx` (and
+        // one tensor of all three where they are one projection).
+        let fused = match self.spec.fused_qkv() {
+            true => self.queries() + 2 * self.keys(),
+            false => 0,
+        };
+        let gradients = rows * (2 * self.queries() + 2 * self.keys());
+        let delta = rows * self.log_sums();
+        let input = rows * (self.width() + fused) + self.adapter(rows);
+        let attention =
+            rows * self.width() + gradients + delta.max(self.head_sums(rows)).max(input);
+        (mlp + self.adapter(rows)).max(norm.max(attention).saturating_sub(gone))
+    }
+
+    /// kernels/cuda/rms_norm.rs `backward_in_place`: partial sums, where the norm learns.
+    fn norm_sums(&self, rows: u64) -> u64 {
+        let runs = rows.div_ceil(run_of(rows as usize) as u64);
+        match self.lora {
+            Some(_) => 0,
+            None => runs * self.spec.width as u64 * F32,
+        }
+    }
+
+    /// kernels/cuda/rotary.rs `backward_in_place`: partial sums, where heads have a norm that learns.
+    fn head_sums(&self, rows: u64) -> u64 {
+        let warps = rotary_warps(rows as usize * self.spec.n_heads) as u64;
+        match self.spec.qk_norm && self.lora.is_none() {
+            true => warps * self.spec.head_dim as u64 * F32,
+            false => 0,
+        }
+    }
+
+    /// `Projection` with an adapter, while it is applied or its gradient taken: `x A^T` or `dy B`, and
+    /// kernels/cuda/linear.rs `like`: the other matrix in the type of the activations.
+    fn adapter(&self, rows: u64) -> u64 {
+        let Some(plan) = self.lora else {
+            return 0;
+        };
+        let adapted = self.spec.tensors().into_iter();
+        let adapted = adapted.filter(|t| t.shape.len() == 2 && lora::is_target(plan, &t.name));
+        let widest = adapted.flat_map(|t| t.shape).max().unwrap_or(0) as u64;
+        let cast = match self.dtype {
+            DType::F32 => 0,
+            _ => widest,
+        };
+        plan.rank as u64 * (rows + cast) * self.element()
+    }
+
+    /// kernels/cuda/cross_entropy.rs `run`.
+    fn head(&self, pass: PassRows, backward: Backward) -> u64 {
+        let (vocab, width) = (self.spec.vocab as u64, self.spec.width as u64);
+        let chunk = head_chunk_rows(self.spec.vocab, pass.asked as usize) as u64;
+        let forward = chunk * vocab * F32            // logits
+            + pass.asked * 4 * F32                   // statistics
+            + chunk * self.width(); // h
+        if backward == Backward::No {
+            return forward;
+        }
+        let rounded = match self.dtype {
+            DType::F32 => 0,
+            _ => chunk * vocab * self.element(),
+        };
+        let d_hidden = pass.rows * self.width();
+        let dh = chunk * width * F32;
+        forward + d_hidden + rounded + dh
+    }
+
+    fn largest(&self, bytes: impl Fn(usize) -> u64) -> u64 {
+        (0..self.spec.n_layers).map(bytes).max().unwrap_or(0)
+    }
+
+    /// Bytes of a weight or an activation.
+    fn element(&self) -> u64 {
+        self.dtype.size_in_bytes() as u64
+    }
+
+    /// Bytes of a row of hidden states.
+    fn width(&self) -> u64 {
+        self.spec.width as u64 * self.element()
+    }
+
+    /// Bytes of a row of all queries.
+    fn queries(&self) -> u64 {
+        (self.spec.n_heads * self.spec.head_dim) as u64 * self.element()
+    }
+
+    /// Bytes of a row of all keys, or of all values.
+    fn keys(&self) -> u64 {
+        (self.spec.n_kv_heads * self.spec.head_dim) as u64 * self.element()
+    }
+
+    /// Bytes of a row of log-sum-exps.
+    fn log_sums(&self) -> u64 {
+        self.spec.n_heads as u64 * F32
+    }
+
+    /// Bytes of a row of a feed-forward part's hidden layer.
+    fn hidden(&self, layer: usize) -> u64 {
+        let hidden = match self.spec.mlp.at(layer) {
+            LayerMlp::Dense { hidden } => hidden,
+            LayerMlp::Experts(moe) => moe.n_chosen * moe.hidden + moe.shared_hidden,
+        };
+        hidden as u64 * self.element()
+    }
+}
+
+/// Whether a backward pass follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Backward {
+    Yes,
+    No,
+}

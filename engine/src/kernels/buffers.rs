@@ -1,0 +1,32 @@
+//! How large the buffers of the CUDA kernels are: for the kernels, and for who predicts memory.
+
+/// Logits of the head that are there at a time: 512 MiB of f32. Some 900 rows of a vocabulary of
+/// 150 000, which a matrix product of full speed needs.
+const CHUNK_LOGITS: usize = 1 << 27;
+/// Rows of logits that are there at a time, at most.
+const CHUNK_ROWS: usize = 4096;
+/// Blocks that sum a weight gradient over rows, at most: several for every multiprocessor of a large
+/// GPU.
+const MOST_RUNS: usize = 1024;
+/// Warps that sum the gradient of a norm of heads, at most.
+const MOST_WARPS: usize = 16384;
+/// Warps per block of the rotary kernels: each has a head of a row.
+pub(crate) const ROTARY_WARPS: usize = 8;
+/// How many lists of indices stay on the device: those of the passes of one step that recur layer by
+/// layer (positions, tiles), with room for another batch's.
+pub(crate) const KEPT_LISTS: usize = 24;
+
+/// Rows of logits that the head makes at a time, of `rows` that are asked.
+pub(crate) fn head_chunk_rows(vocab: usize, rows: usize) -> usize {
+    (CHUNK_LOGITS / vocab).clamp(1, CHUNK_ROWS).min(rows.max(1))
+}
+
+/// Rows per block where sums over rows are asked for; depends on nothing but their number.
+pub(crate) fn run_of(rows: usize) -> usize {
+    rows.div_ceil(MOST_RUNS).max(8)
+}
+
+/// Warps that share the heads of a batch where the gradient of their norm is summed.
+pub(crate) fn rotary_warps(items: usize) -> usize {
+    items.min(MOST_WARPS).next_multiple_of(ROTARY_WARPS)
+}

@@ -1,0 +1,164 @@
+//! What training allocates while the emulated kernels run, against what `crate::footprint` predicts.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device};
+use t3s_core::{
+    CounterRng, DecoderSpec, Example,
+    decoder_spec::MlpSpec,
+    objective::NextToken,
+    plan::{LoraPlan, Recompute, StatePrecision, TrainPlan},
+};
+
+use super::counting;
+use crate::{
+    Decoder, Footprint,
+    footprint::PassRows,
+    init::init_params,
+    kernels::cuda::emulated,
+    layers::lora,
+    test_model,
+    trainer::{CHECKED_TOKENS, Trainer},
+};
+
+const EXAMPLES: u64 = 7;
+const TOKENS: u64 = 40;
+
+/// Large enough for activations to outweigh what the host allocates for itself.
+fn spec(hidden: usize) -> DecoderSpec {
+    DecoderSpec {
+        vocab: 300,
+        width: 48,
+        n_layers: 4,
+        n_heads: 4,
+        n_kv_heads: 2,
+        head_dim: 12,
+        mlp: MlpSpec::SwiGlu { hidden },
+        rope: t3s_core::decoder_spec::RopeSpec {
+            theta: 1e4,
+            rotary_dim: 12,
+        },
+        ..test_model::spec()
+    }
+}
+
+fn examples() -> Vec<Example> {
+    let rng = CounterRng::new(5, "footprint");
+    let example = |id| Example {
+        id,
+        ids: (0..TOKENS)
+            .map(|i| (rng.bits(id, i) % 300) as u32)
+            .collect(),
+        trainable: vec![true; TOKENS as usize],
+        weights: vec![1.0; TOKENS as usize],
+        prompt_len: 0,
+        noisy_ids: None,
+        answer: None,
+    };
+    (0..EXAMPLES).map(example).collect()
+}
+
+/// Bytes held between two steps; most bytes held in the second, and in the check before both.
+struct Counted {
+    between: i64,
+    step: i64,
+    check: i64,
+}
+
+fn trained(spec: &DecoderSpec, plan: &TrainPlan, with_check: bool) -> Counted {
+    let mut params = init_params(spec, 4, &Device::Cpu, DType::BF16).unwrap();
+    if let Some(lora) = &plan.lora {
+        lora::attach(spec, &mut params, lora, 1).unwrap();
+    }
+    let decoder = Decoder::new(spec.clone(), params, plan.lora.as_ref()).unwrap();
+    let (objective, examples) = (Box::new(NextToken), Arc::new(examples()));
+    let mut trainer = Trainer::new(decoder, objective, examples, plan.clone(), 0).unwrap();
+    counting::take_peak();
+    if with_check {
+        trainer.check_gradients().unwrap();
+    }
+    let check = counting::take_peak();
+    trainer.step().unwrap();
+    let between = counting::live();
+    counting::take_peak();
+    trainer.step().unwrap();
+    Counted {
+        between,
+        step: counting::take_peak(),
+        check,
+    }
+}
+
+/// Off by less than `bound` either way.
+fn expect(what: &str, found: i64, predicted: u64, bound: f64) {
+    let ratio = predicted as f64 / found as f64;
+    assert!(
+        (ratio - 1.0).abs() < bound,
+        "{what}: {found} bytes, predicted {predicted}: {ratio:.3} of it"
+    );
+}
+
+fn check(hidden: usize, plan: TrainPlan, with_check: bool) {
+    let spec = spec(hidden);
+    let plan = TrainPlan {
+        batch_examples: EXAMPLES as usize,
+        packing: true,
+        ..plan
+    };
+    let run = || counting::counted(|| trained(&spec, &plan, with_check));
+    let Some(counted) = emulated::once(false, run) else {
+        return;
+    };
+    let footprint = Footprint::of(&spec, DType::BF16, &plan);
+    let rows = |examples| PassRows {
+        rows: examples * TOKENS,
+        asked: examples * (TOKENS - 1),
+        positions: TOKENS,
+    };
+    let all = rows(EXAMPLES);
+    let what = format!("hidden {hidden}, {:?}, {:?}", plan.lora, plan.recompute);
+    // What the host keeps for itself, some tens of kilobytes, is in what was counted.
+    let pass = counted.step - counted.between;
+    expect(&format!("a pass, {what}"), pass, footprint.pass(all), 0.05);
+    let step = footprint.training(all);
+    expect(&format!("a step, {what}"), counted.step, step, 0.1);
+    if with_check {
+        let few = footprint.gradient_check(rows(CHECKED_TOKENS / TOKENS));
+        expect(&format!("the check, {what}"), counted.check, few, 0.1);
+    }
+}
+
+fn plan(recompute: Recompute, states: StatePrecision) -> TrainPlan {
+    let mut plan = TrainPlan {
+        recompute,
+        ..TrainPlan::new(3, 1e-3)
+    };
+    plan.adamw.states = states;
+    plan
+}
+
+#[test]
+fn training_of_all_weights_takes_what_is_predicted() {
+    check(160, plan(Recompute::None, StatePrecision::F32), true);
+    check(160, plan(Recompute::Block, StatePrecision::Bf16), false);
+}
+
+#[test]
+fn training_of_an_adapter_takes_what_is_predicted() {
+    let lora = |recompute| TrainPlan {
+        lora: Some(LoraPlan {
+            rank: 3,
+            ..LoraPlan::default()
+        }),
+        ..plan(recompute, StatePrecision::F32)
+    };
+    check(160, lora(Recompute::None), true);
+    check(160, lora(Recompute::Block), false);
+}
+
+/// Where attention takes more than the feed-forward part, and segments of several blocks.
+#[test]
+fn training_in_segments_takes_what_is_predicted() {
+    check(40, plan(Recompute::Every(2), StatePrecision::Bits8), false);
+    check(40, plan(Recompute::Every(3), StatePrecision::F32), false);
+}
