@@ -3,16 +3,18 @@
 use std::{env, path::Path, process::Command};
 
 /// The `.cu` files of `src/kernels`.
-const KERNELS: [&str; 10] = [
+const KERNELS: [&str; 12] = [
     "adamw",
     "attention",
     "attention_mma",
     "cross_entropy",
+    "decode",
     "embedding",
     "gradients",
     "residual",
     "rms_norm",
     "rotary",
+    "sample",
     "swiglu",
 ];
 
@@ -25,7 +27,14 @@ fn main() {
         return;
     }
     println!("cargo:rerun-if-env-changed=NVCC");
-    for header in ["attention_pattern", "device", "tensor_core"] {
+    for header in [
+        "attention_pattern",
+        "counter_rng",
+        "decode",
+        "device",
+        "rotary",
+        "tensor_core",
+    ] {
         println!("cargo:rerun-if-changed=src/kernels/{header}.cuh");
     }
     let nvcc = env::var("NVCC").unwrap_or_else(|_| "nvcc".to_owned());

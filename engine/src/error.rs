@@ -23,6 +23,20 @@ pub enum EngineError {
         message: String,
     },
 
+    /// The GPU has no room for what answers written side by side have read.
+    #[error(
+        "the GPU has no room for the keys and values of {slots} answers of up to {positions} tokens \
+         with their prompts: {bytes} bytes; lower generate.batch or generate.max_new_tokens"
+    )]
+    CacheTooLarge {
+        /// Answers side by side.
+        slots: usize,
+        /// Tokens of the longest, its prompt included.
+        positions: usize,
+        /// What they take.
+        bytes: usize,
+    },
+
     /// A checkpoint has no tensor of a name the decoder needs.
     #[error("tensor {tensor} is missing; {hint}")]
     MissingTensor {

@@ -1,5 +1,5 @@
 // `cross_entropy.rs` on the GPU: statistics of rows of logits in one pass, their gradient in a second.
-#include "device.cuh"
+#include "counter_rng.cuh"
 
 // Sums over part of a row, relative to the largest logit of the part: of e^z, e^z * z, e^2z.
 struct Sums {
@@ -118,21 +118,13 @@ ENTRY(head_statistics,
       (float *logits, const T *h, const u32 *targets, float *out, T *residual, u32 vocab, u32 width, u32 keep),
       (logits, h, targets, out, residual, vocab, width, keep))
 
-// `t3s_core::CounterRng`: the finaliser of SplitMix64.
-__device__ __forceinline__ u64 mix(u64 x) {
-    x += 0x9e3779b97f4a7c15ull;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
-    return x ^ (x >> 31);
-}
-
 // signs[v, i] of rows first .. first + n of a sign matrix of `width` columns, as floats; `key` is the
 // stream's. Grid: ceil(n * width / threads).
 extern "C" __global__ void sketch_signs(float *signs, u64 key, u32 first, u32 n, u32 width) {
     const u64 at = static_cast<u64>(blockIdx.x) * blockDim.x + threadIdx.x;
     if (at >= static_cast<u64>(n) * width) return;
     const u64 v = first + at / width, i = at % width;
-    const u64 bits = mix(mix(key ^ mix(v)) + (i / 64) * 0x9e3779b97f4a7c15ull);
+    const u64 bits = random_bits(key, v, i / 64);
     signs[at] = (bits >> (i % 64) & 1) == 0 ? 1.0f : -1.0f;
 }
 REGISTERED(sketch_signs)

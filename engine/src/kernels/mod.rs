@@ -20,7 +20,7 @@ pub mod attention;
 mod attention_pattern;
 pub mod cross_entropy;
 #[cfg(any(test, feature = "cuda"))]
-mod cuda;
+pub(crate) mod cuda;
 pub(crate) mod decode_attention;
 pub(crate) mod decode_linear;
 pub(crate) mod decode_rows;

@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 
 /// A row-major matrix inside a contiguous tensor.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Matrix<'a> {
+pub(crate) struct Matrix<'a> {
     tensor: &'a Tensor,
     /// Elements before the first.
     offset: usize,
@@ -17,7 +17,7 @@ pub(super) struct Matrix<'a> {
 
 impl<'a> Matrix<'a> {
     /// The whole of a `[rows, columns]` tensor.
-    pub(super) fn new(tensor: &'a Tensor) -> Result<Self> {
+    pub(crate) fn new(tensor: &'a Tensor) -> Result<Self> {
         let (rows, columns) = tensor.dims2()?;
         Ok(Self {
             tensor,
@@ -40,7 +40,7 @@ impl<'a> Matrix<'a> {
     }
 
     /// The transpose.
-    pub(super) fn t(self) -> Self {
+    pub(crate) fn t(self) -> Self {
         Self {
             rows: self.columns,
             columns: self.rows,
@@ -52,7 +52,7 @@ impl<'a> Matrix<'a> {
 
 /// Whether a product starts from nothing or from what is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Into {
+pub(crate) enum Into {
     /// `dst = scale * a b`.
     Overwrite,
     /// `dst += scale * a b`.
@@ -60,7 +60,7 @@ pub(super) enum Into {
 }
 
 /// `dst (+)= scale * a b`. `a` and `b` have one type, `dst` that or f32.
-pub(super) fn gemm(
+pub(crate) fn gemm(
     op: &str,
     dst: &Tensor,
     into: Into,

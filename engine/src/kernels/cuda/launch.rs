@@ -118,6 +118,12 @@ impl Launch {
         self
     }
 
+    /// A `double`.
+    pub(super) fn f64(mut self, value: f64) -> Self {
+        self.arguments.push(value.to_bits());
+        self
+    }
+
     /// Bytes of dynamic shared memory.
     pub(super) fn shared(mut self, bytes: usize) -> Self {
         self.shared = bytes as u32;

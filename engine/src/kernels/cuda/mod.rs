@@ -12,27 +12,30 @@
 //! by the same launches, and the CPU's matrix product in place of cuBLAS.
 
 pub(super) mod adamw;
-pub(super) mod attention;
+pub(crate) mod attention;
 pub(super) mod cross_entropy;
-pub(super) mod embedding;
+pub(crate) mod decode;
+pub(crate) mod embedding;
 #[cfg(test)]
 mod emulated;
-mod gemm;
+pub(crate) mod gemm;
 pub(super) mod gradients;
+pub(crate) mod graph;
 mod launch;
 pub(super) mod linear;
-mod memory;
-pub(super) mod residual;
-pub(super) mod rms_norm;
-pub(super) mod rotary;
-pub(super) mod swiglu;
+pub(crate) mod memory;
+pub(crate) mod residual;
+pub(crate) mod rms_norm;
+pub(crate) mod rotary;
+pub(crate) mod sample;
+pub(crate) mod swiglu;
 #[cfg(test)]
 mod tests;
 
 use candle_core::Tensor;
 
 /// Whether kernels for `tensor` are these.
-pub(super) fn runs(tensor: &Tensor) -> bool {
+pub(crate) fn runs(tensor: &Tensor) -> bool {
     #[cfg(test)]
     if emulated::is_on() {
         return true;

@@ -1,6 +1,7 @@
 //! Every CUDA kernel against its CPU twin, f32 and bfloat16: emulated, in both orders of threads, and
 //! on a GPU where the build knows GPUs and there is one.
 
+mod decode;
 mod model;
 
 use candle_core::{DType, Device, Tensor};
