@@ -15,7 +15,7 @@ pub enum EngineError {
     /// The GPU has no room for a tensor.
     #[error(
         "the GPU's memory is full ({message}); lower the tokens per pass (train.micro_batch_tokens, \
-         score.batch_tokens), recompute activations (train.recompute = \"block\"), train an adapter \
+         score.batch_tokens), the answers written side by side (generate.batch), recompute activations (train.recompute = \"block\"), train an adapter \
          (train.lora), or end what else runs there (nvidia-smi lists it)"
     )]
     OutOfMemory {

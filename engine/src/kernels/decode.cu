@@ -193,7 +193,8 @@ __device__ void attend(const T *q, const T *keys, const T *values, const u32 *st
             }
             total = warp_sum(total);
             if (threadIdx.x % 32 == 0) {
-                float *to = statistics + ((static_cast<u64>(slot) * heads + first_head + g) * chunks + chunk) * 2;
+                const u64 item = static_cast<u64>(slot) * heads + first_head + g;
+                float *to = statistics + (item * chunks + chunk) * 2;
                 to[0] = top;
                 to[1] = total;
             }
@@ -297,7 +298,8 @@ __device__ void decode_copy(T *x, const u32 *pairs, u32 kv_heads, u32 capacity, 
         for (u64 i = threadIdx.x; i < n; i += blockDim.x) to[i] = from[i];
     }
 }
-ENTRY(decode_copy, (T * x, const u32 *pairs, u32 kv_heads, u32 capacity, u32 d), (x, pairs, kv_heads, capacity, d))
+ENTRY(decode_copy, (T * x, const u32 *pairs, u32 kv_heads, u32 capacity, u32 d),
+      (x, pairs, kv_heads, capacity, d))
 
 // y[to] = x[from] for `pairs` of {from, to}. Grid: number of pairs.
 template <typename T> __device__ void decode_place(const T *x, const u32 *pairs, T *y, u32 width) {

@@ -249,9 +249,9 @@ __device__ u32 bound_by_rank(const Row &row, u32 vocab, u32 rank) {
 // The next token of every slot whose status is `which` (running or fresh), and the slot's state after it.
 // `answers [slots, most]`; `lists [slots, vocab]` is scratch, null where nothing is filtered. A negative
 // temperature asks for the arg max, `top_k` 0 and `top_p` 1 filter nothing. Grid: slots.
-extern "C" __global__ void sample_tokens(const float *logits, u32 *state, u32 *answers, const u32 *eos, u32 n_eos,
-                                         u32 *lists, u32 vocab, u32 n_slots, u32 most, u32 which,
-                                         float inverse_temperature, u32 top_k, double top_p) {
+extern "C" __global__ void __launch_bounds__(1024)
+    sample_tokens(const float *logits, u32 *state, u32 *answers, const u32 *eos, u32 n_eos, u32 *lists, u32 vocab,
+                  u32 n_slots, u32 most, u32 which, float inverse_temperature, u32 top_k, double top_p) {
     const u32 slot = blockIdx.x;
     // The same for the whole block; thread 0 writes after the last barrier.
     if (state[slot::STATUS * n_slots + slot] != which) return;
@@ -298,8 +298,9 @@ extern "C" __global__ void sample_tokens(const float *logits, u32 *state, u32 *a
                 if (last > 0) {
                     const double missing = wanted - mass_from(row, list, n, last + 1);
                     const double ties = ceil(missing / static_cast<double>(row.mass_of(of_key(last))));
-                    const u32 most_ties = ties < 1.0 ? 1 : ties > static_cast<double>(n) ? n : static_cast<u32>(ties);
-                    n = keep(row, list, n, list, 0.0f, last, most_ties);
+                    // At least one: those above alone do not suffice.
+                    const u32 tied = ties > static_cast<double>(n) ? n : max(1u, static_cast<u32>(ties));
+                    n = keep(row, list, n, list, 0.0f, last, tied);
                 }
             }
             id = draw(row, list, n, uniform);

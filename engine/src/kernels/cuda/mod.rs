@@ -1,12 +1,14 @@
 //! The kernels on an NVIDIA GPU: the host's side of the `.cu` files beside the CPU kernels.
 //!
 //! Each function here is the twin of one in the file of the same name a folder up, which hands over
-//! to it when its tensors are on a GPU ([`runs`]): the same arguments, results and checks. Tensors
+//! to it when its tensors are on a GPU ([`runs`]): the same arguments, results and checks. Decoding is
+//! the exception (`decode`, `sample`, `graph`): `crate::generate` calls it, since a GPU decodes another
+//! way than a CPU. Tensors
 //! are f32 or bfloat16 throughout (all of one call the same, but gradient slots, log-sum-exps and
 //! statistics, which are f32); sums are f32 inside.
 //!
 //! Everything is ordered by the device's one stream, and nothing waits for it but what reads numbers
-//! back: the head's statistics and the norm of the gradients.
+//! back: the head's statistics, the norm of the gradients, and generation when it looks for answers.
 //!
 //! In unit tests [`emulated`] stands in for the GPU: the same `.cu` files as C++ on the CPU, started
 //! by the same launches, and the CPU's matrix product in place of cuBLAS.
