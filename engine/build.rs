@@ -8,17 +8,19 @@ use std::{
 };
 
 /// The `.cu` files of `src/kernels`.
-const KERNELS: [&str; 11] = [
+const KERNELS: [&str; 13] = [
     "adamw",
     "attention",
     "attention_mma",
     "cross_entropy",
+    "decode",
     "embedding",
     "gradients",
     "normal",
     "residual",
     "rms_norm",
     "rotary",
+    "sample",
     "swiglu",
 ];
 
@@ -38,7 +40,14 @@ fn main() {
         return;
     }
     println!("cargo:rerun-if-env-changed=NVCC");
-    for header in ["attention_pattern", "counter_rng", "device", "tensor_core"] {
+    for header in [
+        "attention_pattern",
+        "counter_rng",
+        "decode",
+        "device",
+        "rotary",
+        "tensor_core",
+    ] {
         println!("cargo:rerun-if-changed=src/kernels/{header}.cuh");
     }
     let nvcc = env::var("NVCC").unwrap_or_else(|_| "nvcc".to_owned());

@@ -16,13 +16,27 @@ pub enum EngineError {
     /// before is untouched, and the device goes on computing.
     #[error(
         "the GPU's memory is full ({message}); lower the tokens per pass (train.micro_batch_tokens, \
-         score.batch_tokens), recompute activations (train.recompute = \"block\"), keep the optimiser's \
+         score.batch_tokens) or the answers written side by side (generate.batch), recompute activations (train.recompute = \"block\"), keep the optimiser's \
          moments in 8 bits (train.adamw.states = \"8bit\"), train an adapter (train.lora), or end what \
          else runs there (nvidia-smi lists it)"
     )]
     OutOfMemory {
         /// What the driver or the library said.
         message: String,
+    },
+
+    /// The GPU has no room for what answers written side by side have read.
+    #[error(
+        "the GPU has no room for the keys and values of {slots} answers of up to {positions} tokens \
+         with their prompts: {bytes} bytes; lower generate.batch or generate.max_new_tokens"
+    )]
+    CacheTooLarge {
+        /// Answers side by side.
+        slots: usize,
+        /// Tokens of the longest, its prompt included.
+        positions: usize,
+        /// What they take.
+        bytes: usize,
     },
 
     /// A checkpoint has no tensor of a name the decoder needs.

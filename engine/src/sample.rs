@@ -26,6 +26,13 @@ impl AnswerStream {
         Self(key, CounterRng::new(key, "token"))
     }
 
+    /// What its draws are hashed with: `uniform` is that of `CounterRng` for the pair (token, 0). For
+    /// kernels that hash on another device.
+    #[cfg(any(test, feature = "cuda"))]
+    pub(crate) fn key(&self) -> u64 {
+        self.1.key()
+    }
+
     /// Uniform in `[0, 1)` for token number `token` of the answer.
     pub fn uniform(&self, token: usize) -> f64 {
         self.1.uniform(token as u64, 0)
@@ -71,6 +78,31 @@ impl Sampler {
     /// Whether every draw gives the arg max.
     pub fn is_greedy(&self) -> bool {
         self.inverse_temperature.is_none()
+    }
+
+    /// Divides by the temperature; `None` where every draw gives the arg max.
+    #[cfg(any(test, feature = "cuda"))]
+    pub(crate) fn inverse_temperature(&self) -> Option<f32> {
+        self.inverse_temperature
+    }
+
+    /// How many of the likeliest tokens are sampled among; 0: all.
+    #[cfg(any(test, feature = "cuda"))]
+    pub(crate) fn top_k(&self) -> usize {
+        self.top_k
+    }
+
+    /// The share of the probability that is sampled among.
+    #[cfg(any(test, feature = "cuda"))]
+    pub(crate) fn top_p(&self) -> f64 {
+        self.top_p
+    }
+
+    /// Whether some of `vocab` tokens may be left out.
+    #[cfg(any(test, feature = "cuda"))]
+    pub(crate) fn filters(&self, vocab: usize) -> bool {
+        let all_k = self.top_k == 0 || self.top_k >= vocab;
+        !self.is_greedy() && !(all_k && self.top_p >= 1.0)
     }
 
     /// The next token's id, given a uniform draw in `[0, 1)`; of equal logits the lower id is the

@@ -21,6 +21,7 @@ use t3s_core::plan::sections::GeneratePlan;
 use super::{
     Finish, GenerateProgress, Generation,
     frozen::{Buffers, FrozenDecoder, Row},
+    with_copies,
 };
 use crate::{
     Decoder, EngineError,
@@ -139,18 +140,7 @@ pub(super) fn generate(
     if interrupted {
         return Err(EngineError::Interrupted);
     }
-    generations.sort_unstable_by_key(|answer| (answer.prompt, answer.sample));
-    if copies > 1 {
-        generations = generations
-            .into_iter()
-            .flat_map(|answer| {
-                (0..copies).map(move |sample| Generation {
-                    sample,
-                    ..answer.clone()
-                })
-            })
-            .collect();
-    }
+    let generations = with_copies(generations, copies);
     // The work is done: a break now loses nothing.
     report();
     Ok(generations)

@@ -3,8 +3,10 @@
 mod blocks;
 mod frozen;
 mod left_to_right;
+#[cfg(any(test, feature = "cuda"))]
+pub(crate) mod on_device;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::ops::ControlFlow;
 
@@ -58,10 +60,20 @@ pub struct GenerateProgress {
 /// Answers to one prompt share its key-value cache. At temperature 0 they are all the same, so one is
 /// generated and copied. `progress` is called about twenty times a second.
 ///
+/// Where the weights are on a GPU, dense models are decoded left to right there, in the weights' type
+/// (adapters merged, the sums rounded to it). The random streams are the same, and the same call gives
+/// the same answers. No row is computed together with another, and matrix products always have the same
+/// number of rows (`plan.batch` in a step), so that an answer does not depend on the other prompts or on
+/// `samples`, as far as the matrix library treats all rows alike. It may depend on `plan.batch`: another
+/// number of rows may take another kernel, which changes last bits of logits. Logits are the CPU's up to
+/// rounding, so a token may be another where two are nearly tied. There `progress` is called after every
+/// eighth step at most. Everything else (blocks, mixtures of experts) is decoded on the CPU, from a copy
+/// of the weights in f32.
+///
 /// # Errors
 /// A prompt that is empty, longer than the model's positions or has an id outside the vocabulary; a
-/// plan that makes no sense; logits that are no numbers; [`EngineError::Interrupted`] when `progress`
-/// breaks.
+/// plan that makes no sense; logits that are no numbers; a GPU without room for the keys and values of
+/// `plan.batch` answers; [`EngineError::Interrupted`] when `progress` breaks.
 pub fn generate(
     decoder: &Decoder,
     rule: &DecodeRule,
@@ -79,8 +91,15 @@ pub fn generate(
         });
     }
     check_prompts(decoder, prompts)?;
+    #[cfg(any(test, feature = "cuda"))]
+    if matches!(rule, DecodeRule::LeftToRight) && on_device::takes(decoder) {
+        let start = on_device::StepStart::Recorded { warm: false };
+        return on_device::generate(
+            decoder, prompts, samples, plan, sampler, seed, start, progress,
+        );
+    }
     if let Some(decoder) = decoder.copied_to_cpu()? {
-        // Decoding has kernels for the CPU only.
+        // These have kernels for the CPU only.
         return generate(&decoder, rule, prompts, samples, plan, seed, progress);
     }
     match rule {
@@ -95,6 +114,21 @@ pub fn generate(
             message: format!("{other:?} is not known to this build; known: left-to-right, blocks"),
         }),
     }
+}
+
+/// Orders answers by prompt, then sample; each stands for `copies` samples.
+fn with_copies(mut generations: Vec<Generation>, copies: usize) -> Vec<Generation> {
+    generations.sort_unstable_by_key(|answer| (answer.prompt, answer.sample));
+    if copies == 1 {
+        return generations;
+    }
+    let all = generations.into_iter().flat_map(|answer| {
+        (0..copies).map(move |sample| Generation {
+            sample,
+            ..answer.clone()
+        })
+    });
+    all.collect()
 }
 
 fn check_prompts(decoder: &Decoder, prompts: &[Vec<u32>]) -> Result<(), EngineError> {

@@ -18,7 +18,7 @@ use crate::{Batch, Params, Save, kv_cache::KvCache};
 
 const VOCAB: usize = 53;
 
-fn spec(tied_head: bool, qk_norm: bool, qkv_bias: bool) -> DecoderSpec {
+pub(crate) fn spec(tied_head: bool, qk_norm: bool, qkv_bias: bool) -> DecoderSpec {
     let name = |rest: &str| format!("layers.{{layer}}.{rest}.weight");
     DecoderSpec {
         spec_version: DecoderSpec::VERSION,
@@ -60,7 +60,7 @@ fn spec(tied_head: bool, qk_norm: bool, qkv_bias: bool) -> DecoderSpec {
 }
 
 /// Weights large enough that contexts matter: logits of neighbouring tokens differ by units.
-fn decoder(spec: DecoderSpec, lora: Option<&LoraPlan>) -> Decoder {
+pub(crate) fn decoder(spec: DecoderSpec, lora: Option<&LoraPlan>) -> Decoder {
     let rng = CounterRng::new(11, "test-weights");
     let mut params = Params::default();
     let mut push = |name: String, shape: &[usize]| {
@@ -126,7 +126,7 @@ fn decoder(spec: DecoderSpec, lora: Option<&LoraPlan>) -> Decoder {
     Decoder::new(spec, params, lora).expect("a complete decoder")
 }
 
-fn prompts(n: usize) -> Vec<Vec<u32>> {
+pub(crate) fn prompts(n: usize) -> Vec<Vec<u32>> {
     let length = |p: usize| 1 + p * 7 % 23;
     (0..n)
         .map(|p| {
@@ -137,7 +137,7 @@ fn prompts(n: usize) -> Vec<Vec<u32>> {
         .collect()
 }
 
-fn plan(temperature: f64, batch: usize) -> GeneratePlan {
+pub(crate) fn plan(temperature: f64, batch: usize) -> GeneratePlan {
     GeneratePlan {
         max_new_tokens: 20,
         temperature,
@@ -175,7 +175,7 @@ fn full_logits(decoder: &Decoder, ids: &[u32]) -> Vec<f32> {
 }
 
 /// Every variant of the architecture that a spec can express.
-fn decoders() -> Vec<Decoder> {
+pub(crate) fn decoders() -> Vec<Decoder> {
     let lora = LoraPlan {
         rank: 3,
         alpha: 5.0,

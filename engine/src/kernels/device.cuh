@@ -12,6 +12,8 @@
 #define DYNAMIC_SHARED(type, name)                                                                     \
     extern __shared__ float4 name##_aligned[];                                                         \
     type *name = reinterpret_cast<type *>(name##_aligned)
+__device__ __forceinline__ uint4 load_16_bytes(const void *from) { return *static_cast<const uint4 *>(from); }
+__device__ __forceinline__ void store_16_bytes(void *to, uint4 value) { *static_cast<uint4 *>(to) = value; }
 #endif
 
 typedef unsigned int u32;

@@ -21,7 +21,7 @@ mod attention_pattern;
 pub(crate) mod buffers;
 pub mod cross_entropy;
 #[cfg(any(test, feature = "cuda"))]
-mod cuda;
+pub(crate) mod cuda;
 pub(crate) mod decode_attention;
 pub(crate) mod decode_linear;
 pub(crate) mod decode_rows;

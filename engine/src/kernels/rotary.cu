@@ -1,23 +1,10 @@
 // `rotary.rs` on the GPU: per-head RMSNorm and rotary in one pass, one warp per head of a row.
-#include "device.cuh"
+#include "rotary.cuh"
 
 // A lane holds elements lane, lane + 32, ...: heads of up to 256.
 static const u32 MOST_PER_LANE = 8;
 // Warps of a block of the backward pass.
 static const u32 WARPS = 8;
-
-// The angle's cosine and signed sine for element e of a head whose first `dim` elements turn, and the
-// element it is paired with.
-struct Turn {
-    float cos, sin;
-    u32 partner;
-};
-__device__ __forceinline__ Turn turn_of(const float *angles, u32 e, u32 dim) {
-    const u32 half = dim / 2;
-    if (e >= dim) return {1.0f, 0.0f, e};
-    if (e < half) return {angles[e], -angles[half + e], e + half};
-    return {angles[e - half], angles[e], e - half};
-}
 
 // Whether all of a head turns and a lane has 2, 4 or 8 neighbouring elements of it: then the partners of
 // a lane's are those of the lane 16 on, in its registers.
@@ -147,16 +134,6 @@ __device__ __forceinline__ void backward_whole(T *dy, const T *x, const T *norm,
         }
     }
 }
-
-template <typename T> __device__ float warp_inverse_rms(const T *x, u32 head_dim, float eps) {
-    float squares = 0.0f;
-    for (u32 e = threadIdx.x % 32; e < head_dim; e += 32) {
-        const float v = to_float(x[e]);
-        squares += v * v;
-    }
-    return 1.0f / sqrtf(warp_sum(squares) / static_cast<float>(head_dim) + eps);
-}
-
 // y = rotary(norm(x)); norm may be null. `items` = rows * heads, `table` [positions, dim].
 // Grid: ceil(items / warps per block).
 template <typename T>

@@ -16,6 +16,16 @@ template <typename T> __device__ void swiglu_forward(const T *gate, const T *up,
 }
 ENTRY(swiglu_forward, (const T *gate, const T *up, T *h, u64 n), (gate, up, h, n))
 
+// h[r, i] = silu(both[r, i]) * both[r, hidden + i]: gates and ups of a row side by side. n = elements of h.
+template <typename T> __device__ void swiglu_side_by_side(const T *both, T *h, u64 n, u32 hidden) {
+    const u64 i = static_cast<u64>(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    const u64 gate = i + i / hidden * hidden;
+    const float g = to_float(both[gate]);
+    h[i] = from_float<T>(g * sigmoid(g) * to_float(both[gate + hidden]));
+}
+ENTRY(swiglu_side_by_side, (const T *both, T *h, u64 n, u32 hidden), (both, h, n, hidden))
+
 // gate becomes its gradient, up becomes its gradient, dh becomes h.
 template <typename T> __device__ void swiglu_backward(T *gate, T *up, T *dh, u64 n) {
     const u64 i = first_of_eight();

@@ -178,12 +178,24 @@ pub(super) fn portable_forward(
     offsets: &[u32],
     pattern: AttentionPattern,
 ) -> Result<(Tensor, Tensor)> {
-    let dtype = one_dtype("attention", &[q, k, v])?;
-    let (rows, device) = (q.dim(0)?, q.device());
+    let out = overwritten(q.shape(), q.dtype(), q.device())?;
+    let lse = overwritten((q.dim(0)?, heads.n_heads), DType::F32, q.device())?;
+    forward_into([q, k, v], heads, offsets, pattern, (&out, &lse))?;
+    Ok((out, lse))
+}
+
+/// [`portable_forward`] into `out` and `lse`. Rows past the last offset are neither read nor written.
+pub(crate) fn forward_into(
+    [q, k, v]: [&Tensor; 3],
+    heads: Heads,
+    offsets: &[u32],
+    pattern: AttentionPattern,
+    (out, lse): (&Tensor, &Tensor),
+) -> Result<()> {
+    one_dtype("attention", &[q, k, v, out])?;
+    let device = q.device();
     let kernels = Kernels::of(heads.head_dim, &[q, k, v])?;
     let tiles = Tiles::new(offsets, pattern, kernels.tile);
-    let out = overwritten(q.shape(), dtype, device)?;
-    let lse = overwritten((rows, heads.n_heads), DType::F32, device)?;
     // The plain kernel keeps keys and values in one tile, one after the other.
     let row_tiles = if kernels.scores > 0 { 2 } else { 3 };
     let launch = kernels
@@ -192,10 +204,9 @@ pub(super) fn portable_forward(
         .tensor(k)?
         .tensor(v)?
         .tensor(&list(&tiles.tiles, device)?)?
-        .tensor(&out)?
-        .tensor(&lse)?;
-    shape(launch, heads, pattern)?.run((tiles.len(), heads.n_heads), kernels.threads)?;
-    Ok((out, lse))
+        .tensor(out)?
+        .tensor(lse)?;
+    shape(launch, heads, pattern)?.run((tiles.len(), heads.n_heads), kernels.threads)
 }
 
 /// [`backward`] by the kernels of this crate.

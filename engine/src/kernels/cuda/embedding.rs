@@ -17,13 +17,20 @@ pub(in crate::kernels) fn forward(table: &Tensor, ids: &[u32]) -> Result<Tensor>
     if ids.is_empty() {
         return Ok(y);
     }
+    forward_into(table, &indices(ids, table.device())?, &y)?;
+    Ok(y)
+}
+
+/// `y[r] = table[ids[r]]` with ids on the device, as many as there are; further rows of `y` stay.
+pub(crate) fn forward_into(table: &Tensor, ids: &Tensor, y: &Tensor) -> Result<()> {
+    let width = table.dim(1)?;
+    one_dtype("embedding", &[table, y])?;
     Launch::of(SOURCE, "gather_rows", table)?
         .tensor(table)?
-        .tensor(&indices(ids, table.device())?)?
-        .tensor(&y)?
+        .tensor(ids)?
+        .tensor(y)?
         .u32(width)?
-        .run((ids.len(), 1), threads_for_eights(width, THREADS))?;
-    Ok(y)
+        .run((ids.elem_count(), 1), threads_for_eights(width, THREADS))
 }
 
 /// `slot[ids[r]] += dy[r]`, rows of an id in order.

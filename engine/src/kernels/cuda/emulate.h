@@ -37,7 +37,29 @@ struct float2 {
     float x, y;
 };
 
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
+};
+
 inline uint3 threadIdx, blockIdx, blockDim, gridDim;
+
+// One load of 16 bytes, which the GPU refuses elsewhere than at a multiple of 16.
+inline uint4 load_16_bytes(const void *from) {
+    if (reinterpret_cast<uintptr_t>(from) % 16 != 0) {
+        std::fprintf(stderr, "a load of 16 bytes that is not aligned to them\n");
+        std::abort();
+    }
+    uint4 value;
+    std::memcpy(&value, from, 16);
+    return value;
+}
+inline void store_16_bytes(void *to, uint4 value) {
+    if (reinterpret_cast<uintptr_t>(to) % 16 != 0) {
+        std::fprintf(stderr, "a store of 16 bytes that is not aligned to them\n");
+        std::abort();
+    }
+    std::memcpy(to, &value, 16);
+}
 
 // bfloat16 by its bits, rounded to nearest even.
 struct __nv_bfloat16 {
@@ -67,6 +89,9 @@ inline __nv_bfloat16 __float2bfloat16_rn(float f) {
     return {static_cast<uint16_t>(bits >> 16)};
 }
 inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 x) { return x.bits; }
+// Never contracted to a fused multiply-add: the target of this library has none.
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __expf(float x) { return std::exp(x); }
 inline uint32_t min(uint32_t a, uint32_t b) { return a < b ? a : b; }
 inline uint32_t max(uint32_t a, uint32_t b) { return a > b ? a : b; }
@@ -199,13 +224,14 @@ inline const char *run_block(unsigned threads, bool reversed) {
     }
 }
 
-template <typename T> T shuffle_xor(T value, int offset) {
+// What the thread `from` hands over.
+template <typename T> T shuffle(T value, unsigned from) {
     Fibre &fibre = fibres[current];
     // Two buffers in turn: no lane can be two shuffles ahead of another.
     double *buffer = lanes[fibre.shuffles++ % 2];
     buffer[current] = static_cast<double>(value);
     wait(State::AtWarp);
-    return static_cast<T>(buffer[current ^ static_cast<unsigned>(offset)]);
+    return static_cast<T>(buffer[from]);
 }
 
 // ldmatrix.x4: lane 8 i + r has the address of row r of the i-th matrix of 8 x 8 16-bit numbers. Each
@@ -294,7 +320,11 @@ struct Entry {
 inline void __syncthreads() { emulated::wait(emulated::State::AtBlock); }
 inline void __syncwarp(unsigned = 0xffffffffu) { emulated::wait(emulated::State::AtWarp); }
 template <typename T> T __shfl_xor_sync(unsigned, T value, int offset) {
-    return emulated::shuffle_xor(value, offset);
+    return emulated::shuffle(value, emulated::current ^ static_cast<unsigned>(offset));
+}
+template <typename T> T __shfl_up_sync(unsigned, T value, unsigned offset) {
+    const unsigned own = emulated::current;
+    return emulated::shuffle(value, own % 32 < offset ? own : own - offset);
 }
 
 // Runs every block of a grid, in ascending or descending order; null, or what went wrong.

@@ -3,12 +3,14 @@
 #include "../attention.cu"
 #include "../attention_mma.cu"
 #include "../cross_entropy.cu"
+#include "../decode.cu"
 #include "../embedding.cu"
 #include "../gradients.cu"
 #include "../normal.cu"
 #include "../residual.cu"
 #include "../rms_norm.cu"
 #include "../rotary.cu"
+#include "../sample.cu"
 #include "../swiglu.cu"
 
 extern "C" const char *emulated_launch(const char *name, const unsigned *grid, unsigned threads,

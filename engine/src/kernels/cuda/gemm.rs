@@ -6,7 +6,7 @@ use crate::kernels::Into;
 
 /// A row-major matrix inside a contiguous tensor.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Matrix<'a> {
+pub(crate) struct Matrix<'a> {
     tensor: &'a Tensor,
     /// Elements before the first.
     offset: usize,
@@ -19,7 +19,7 @@ pub(super) struct Matrix<'a> {
 
 impl<'a> Matrix<'a> {
     /// The whole of a `[rows, columns]` tensor.
-    pub(super) fn new(tensor: &'a Tensor) -> Result<Self> {
+    pub(crate) fn new(tensor: &'a Tensor) -> Result<Self> {
         let (rows, columns) = tensor.dims2()?;
         Ok(Self {
             tensor,
@@ -42,7 +42,7 @@ impl<'a> Matrix<'a> {
     }
 
     /// The transpose.
-    pub(super) fn t(self) -> Self {
+    pub(crate) fn t(self) -> Self {
         Self {
             rows: self.columns,
             columns: self.rows,
@@ -53,7 +53,7 @@ impl<'a> Matrix<'a> {
 }
 
 /// `dst (+)= scale * a b`. `a` and `b` have one type, `dst` that or f32.
-pub(super) fn gemm(
+pub(crate) fn gemm(
     op: &str,
     dst: &Tensor,
     into: Into,

@@ -8,7 +8,7 @@ use crate::kernels::buffers::KEPT_LISTS;
 
 /// A new tensor of unspecified values, for kernels that write every one of them.
 #[expect(unsafe_code, reason = "see the safety comment")]
-pub(super) fn overwritten(
+pub(crate) fn overwritten(
     shape: impl Into<Shape>,
     dtype: DType,
     device: &Device,
@@ -19,7 +19,7 @@ pub(super) fn overwritten(
 }
 
 /// Zeros.
-pub(super) fn zeros(shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<Tensor> {
+pub(crate) fn zeros(shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<Tensor> {
     Tensor::zeros(shape, dtype, device)
 }
 

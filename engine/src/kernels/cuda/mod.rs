@@ -1,34 +1,39 @@
 //! The kernels on an NVIDIA GPU: the host's side of the `.cu` files beside the CPU kernels.
 //!
 //! Each function here is the twin of one in the file of the same name a folder up, which hands over
-//! to it when its tensors are on a GPU ([`runs`]): the same arguments, results and checks. Tensors
+//! to it when its tensors are on a GPU ([`runs`]): the same arguments, results and checks. Decoding is
+//! the exception (`decode`, `sample`, `graph`): `crate::generate` calls it, since a GPU decodes another
+//! way than a CPU. Tensors
 //! are f32 or bfloat16 throughout (all of one call the same, but gradient slots, log-sum-exps and
 //! statistics, which are f32); sums are f32 inside.
 //!
 //! Everything is ordered by the device's one stream, and nothing waits for it but what reads numbers
-//! back: the head's statistics and the norm of the gradients.
+//! back: the head's statistics, the norm of the gradients, and generation when it looks for answers.
 //!
 //! In unit tests [`emulated`] stands in for the GPU: the same `.cu` files as C++ on the CPU, started
 //! by the same launches, and the CPU's matrix product in place of cuBLAS.
 
 pub(super) mod adamw;
-pub(super) mod attention;
+pub(crate) mod attention;
 pub(super) mod cross_entropy;
 #[cfg(any(test, cudnn_attention))]
 mod cudnn;
-pub(super) mod embedding;
+pub(crate) mod decode;
+pub(crate) mod embedding;
 #[cfg(test)]
 mod emulated;
-mod gemm;
+pub(crate) mod gemm;
 pub(super) mod gradients;
+pub(crate) mod graph;
 mod launch;
 pub(super) mod linear;
-mod memory;
+pub(crate) mod memory;
 pub(super) mod normal;
-pub(super) mod residual;
-pub(super) mod rms_norm;
-pub(super) mod rotary;
-pub(super) mod swiglu;
+pub(crate) mod residual;
+pub(crate) mod rms_norm;
+pub(crate) mod rotary;
+pub(crate) mod sample;
+pub(crate) mod swiglu;
 mod tensor_list;
 #[cfg(test)]
 mod tests;
@@ -36,7 +41,7 @@ mod tests;
 use candle_core::{Device, Tensor};
 
 /// Whether kernels for `tensor` are these.
-pub(super) fn runs(tensor: &Tensor) -> bool {
+pub(crate) fn runs(tensor: &Tensor) -> bool {
     runs_on(tensor.device())
 }
 

@@ -21,7 +21,7 @@ pub(in crate::kernels) fn add_assign(y: &Tensor, x: &Tensor) -> Result<()> {
 }
 
 /// `y[r] += bias`.
-pub(super) fn add_bias(y: &Tensor, bias: &Tensor) -> Result<()> {
+pub(crate) fn add_bias(y: &Tensor, bias: &Tensor) -> Result<()> {
     one_dtype("linear bias", &[y, bias])?;
     let n = y.elem_count();
     Launch::of(SOURCE, "add_bias", y)?

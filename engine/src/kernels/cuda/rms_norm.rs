@@ -15,17 +15,22 @@ const SOURCE: Source = source!("rms_norm");
 const THREADS: u32 = 1024;
 
 pub(in crate::kernels) fn forward(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
+    let y = overwritten(x.shape(), x.dtype(), x.device())?;
+    forward_into(x, w, eps, &y)?;
+    Ok(y)
+}
+
+/// [`forward`] into `y`, which is like `x`.
+pub(crate) fn forward_into(x: &Tensor, w: &Tensor, eps: f64, y: &Tensor) -> Result<()> {
     let (rows, width) = x.dims2()?;
-    let dtype = one_dtype("rms_norm", &[x, w])?;
-    let y = overwritten((rows, width), dtype, x.device())?;
+    one_dtype("rms_norm", &[x, w, y])?;
     Launch::of(SOURCE, "rms_norm_forward", x)?
         .tensor(x)?
         .tensor(w)?
-        .tensor(&y)?
+        .tensor(y)?
         .u32(width)?
         .f32(eps as f32)
-        .run((rows, 1), threads_for_eights(width, THREADS))?;
-    Ok(y)
+        .run((rows, 1), threads_for_eights(width, THREADS))
 }
 
 pub(in crate::kernels) fn backward_in_place(

@@ -92,7 +92,7 @@ pub(in crate::kernels) fn backward_in_place(
     }
 }
 
-fn check_head(head_dim: usize) -> Result<()> {
+pub(crate) fn check_head(head_dim: usize) -> Result<()> {
     if head_dim > MOST_HEAD_DIM {
         bail!("rotary: heads of {head_dim}; the CUDA kernel has room for {MOST_HEAD_DIM}");
     }
@@ -104,8 +104,8 @@ thread_local! {
     static TABLE: RefCell<Option<(Arc<Vec<f32>>, Tensor)>> = const { RefCell::new(None) };
 }
 
-/// The angles of `positions` on the device; copied when the table has grown.
-fn angles(table: &RotaryTable, positions: &[u32], device: &Device) -> Result<Tensor> {
+/// The angles of `positions` on the device, flat; copied when the table has grown.
+pub(crate) fn angles(table: &RotaryTable, positions: &[u32], device: &Device) -> Result<Tensor> {
     let rows = table.covering(positions);
     TABLE.with_borrow_mut(|kept| {
         if let Some((known, tensor)) = kept

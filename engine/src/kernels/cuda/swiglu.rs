@@ -22,6 +22,19 @@ pub(in crate::kernels) fn forward(gate: &Tensor, up: &Tensor) -> Result<Tensor> 
     Ok(h)
 }
 
+/// `h = silu(gate) * up` of rows `both`, gates and ups side by side: `[rows, 2 * hidden]` into
+/// `[rows, hidden]`.
+pub(crate) fn side_by_side(both: &Tensor, h: &Tensor) -> Result<()> {
+    one_dtype("swiglu", &[both, h])?;
+    let (n, hidden) = (h.elem_count(), h.dim(1)?);
+    Launch::of(SOURCE, "swiglu_side_by_side", both)?
+        .tensor(both)?
+        .tensor(h)?
+        .u64(n as u64)
+        .u32(hidden)?
+        .per_element(n)
+}
+
 pub(in crate::kernels) fn backward_in_place(gate: &Tensor, up: &Tensor, dh: &Tensor) -> Result<()> {
     one_dtype("swiglu", &[gate, up, dh])?;
     let n = gate.elem_count();

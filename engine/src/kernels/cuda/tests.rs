@@ -4,6 +4,7 @@
 pub(super) mod counting;
 #[cfg(cudnn_attention)]
 mod cudnn;
+mod decode;
 mod footprint;
 mod model;
 

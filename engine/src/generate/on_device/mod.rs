@@ -1,0 +1,322 @@
+//! One token after the other on a GPU: all answers of a batch at once, the loop on the device.
+//!
+//! A slot is a row of every matrix product and a cache. The device draws tokens, counts them and notices
+//! ends by itself; the host looks every few steps, takes finished answers and gives their slots the next
+//! prompts. A step reads nothing that the host changes, so that it is recorded once and replayed.
+//!
+//! The number of rows stays `plan.batch` to the end, also when the queue is empty: a step reads all
+//! weights, however many rows there are, and what does depend on the row (attention, drawing) is skipped
+//! where a slot has nothing to do. In return no answer depends on how many are left.
+
+mod frozen;
+mod slots;
+
+use std::{
+    collections::VecDeque,
+    ops::ControlFlow,
+    time::{Duration, Instant},
+};
+
+use t3s_core::plan::sections::GeneratePlan;
+
+use self::{
+    frozen::Frozen,
+    slots::{PREFILL_ROWS, Size, Slots},
+};
+use super::{Finish, GenerateProgress, Generation, with_copies};
+use crate::{
+    Decoder, EngineError,
+    kernels::cuda::{
+        self,
+        decode::{Start, status},
+    },
+    sample::{AnswerStream, Sampler},
+};
+
+pub(crate) use self::slots::StepStart;
+
+/// Steps between two looks. Fixed: when a slot is refilled must not depend on the time a step takes.
+const LOOK_EVERY: usize = 8;
+/// Between two calls of the progress function, if looks come as often.
+const PROGRESS_EVERY: Duration = Duration::from_millis(50);
+/// Capacities of caches are multiples of this.
+const POSITIONS: usize = 64;
+
+/// Whether `decoder` is decoded here: its weights are on a GPU, and there is no mixture of experts.
+pub(super) fn takes(decoder: &Decoder) -> bool {
+    cuda::runs(decoder.params.tensor(decoder.embedding.weight)) && Frozen::takes(decoder)
+}
+
+/// An answer to be written, or being written.
+#[derive(Debug, Clone, Copy)]
+struct Answer {
+    prompt: usize,
+    sample: usize,
+    /// Most tokens, at least 1.
+    limit: usize,
+}
+
+/// What the host knows of a slot.
+#[derive(Debug, Clone, Copy, Default)]
+struct Slot {
+    answer: Option<Answer>,
+    /// Tokens of it at the last look.
+    written: usize,
+    /// The prompt whose keys and values lie in the slot's cache; outlives the answer.
+    holds: Option<usize>,
+}
+
+/// See [`super::generate`]; the arguments have been checked, and the decoder is one that
+/// [`takes`] accepts.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "those of generate, and how steps start"
+)]
+pub(crate) fn generate(
+    decoder: &Decoder,
+    prompts: &[Vec<u32>],
+    samples: usize,
+    plan: &GeneratePlan,
+    sampler: Sampler,
+    seed: u64,
+    start: StepStart,
+    progress: &mut dyn FnMut(GenerateProgress) -> ControlFlow<()>,
+) -> Result<Vec<Generation>, EngineError> {
+    let answers = prompts.len() * samples;
+    if answers == 0 {
+        return Ok(Vec::new());
+    }
+    let copies = if sampler.is_greedy() { samples } else { 1 };
+    let max_positions = decoder.spec.max_positions;
+    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+    let positions = max_positions.min(longest.saturating_add(plan.max_new_tokens));
+    let mut reporter = Reporter {
+        progress,
+        now: GenerateProgress {
+            answers,
+            ..GenerateProgress::default()
+        },
+        copies,
+        last: Instant::now(),
+    };
+    reporter.report()?;
+    let mut queue = VecDeque::new();
+    let mut finished = Vec::with_capacity(answers / copies);
+    for (prompt, ids) in prompts.iter().enumerate() {
+        let limit = plan.max_new_tokens.min(max_positions - ids.len());
+        for sample in 0..samples / copies {
+            let answer = Answer {
+                prompt,
+                sample,
+                limit,
+            };
+            match limit {
+                // Nothing may be written.
+                0 => finished.push(reporter.finish(answer, Vec::new(), Finish::Length)),
+                _ => queue.push_back(answer),
+            }
+        }
+    }
+    if !queue.is_empty() {
+        let size = Size {
+            rows: plan.batch,
+            slots: plan.batch.min(queue.len()),
+            capacity: positions.next_multiple_of(POSITIONS),
+            max_new_tokens: plan.max_new_tokens.min(max_positions),
+        };
+        let mut run = Run {
+            prompts,
+            seed,
+            queue,
+            slots: vec![Slot::default(); size.slots],
+            device: Slots::new(decoder, size, sampler, start)?,
+            finished,
+        };
+        run.to_end(&mut reporter)?;
+        finished = run.finished;
+    }
+    // The work is done: a break now loses nothing.
+    let _ = reporter.report();
+    Ok(with_copies(finished, copies))
+}
+
+/// Counts, and calls the progress function.
+struct Reporter<'a> {
+    progress: &'a mut dyn FnMut(GenerateProgress) -> ControlFlow<()>,
+    now: GenerateProgress,
+    /// Answers per written one.
+    copies: usize,
+    last: Instant,
+}
+
+impl Reporter<'_> {
+    fn report(&mut self) -> Result<(), EngineError> {
+        self.last = Instant::now();
+        match (self.progress)(self.now) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(EngineError::Interrupted),
+        }
+    }
+
+    /// Reports when it is time.
+    fn tick(&mut self) -> Result<(), EngineError> {
+        match self.last.elapsed() >= PROGRESS_EVERY {
+            true => self.report(),
+            false => Ok(()),
+        }
+    }
+
+    fn finish(&mut self, answer: Answer, ids: Vec<u32>, finish: Finish) -> Generation {
+        self.now.answers_done += self.copies;
+        if finish == Finish::Length {
+            self.now.truncated += self.copies;
+        }
+        Generation {
+            prompt: answer.prompt,
+            sample: answer.sample,
+            ids,
+            finish,
+        }
+    }
+}
+
+struct Run<'a> {
+    prompts: &'a [Vec<u32>],
+    seed: u64,
+    queue: VecDeque<Answer>,
+    slots: Vec<Slot>,
+    device: Slots,
+    finished: Vec<Generation>,
+}
+
+impl Run<'_> {
+    fn to_end(&mut self, reporter: &mut Reporter<'_>) -> Result<(), EngineError> {
+        loop {
+            self.fill(reporter)?;
+            let open = self.slots.iter().filter_map(|slot| {
+                let answer = slot.answer?;
+                // A token is drawn where the prompt is read.
+                Some(answer.limit - slot.written.max(1))
+            });
+            let Some(most) = open.max() else {
+                return Ok(());
+            };
+            for _ in 0..most.min(LOOK_EVERY) {
+                self.device.step()?;
+            }
+            self.look(reporter)?;
+            reporter.tick()?;
+        }
+    }
+
+    /// Gives free slots the next answers, and draws the first token of each.
+    fn fill(&mut self, reporter: &mut Reporter<'_>) -> Result<(), EngineError> {
+        let mut free: Vec<usize> = (0..self.slots.len())
+            .filter(|slot| self.slots[*slot].answer.is_none())
+            .collect();
+        let n = free.len().min(self.queue.len());
+        if n == 0 {
+            return Ok(());
+        }
+        let mut answers: Vec<Answer> = self.queue.drain(..n).collect();
+        let mut starts = Vec::with_capacity(n);
+        let mut place = |slots: &mut [Slot], slot: usize, answer: Answer| {
+            slots[slot] = Slot {
+                answer: Some(answer),
+                written: 0,
+                holds: Some(answer.prompt),
+            };
+            let Answer { prompt, sample, .. } = answer;
+            starts.push(Start {
+                slot,
+                tokens: self.prompts[prompt].len(),
+                limit: answer.limit,
+                key: AnswerStream::new(self.seed, prompt, sample).key(),
+            });
+        };
+        // First those whose prompt lies in a free slot: no other may be put there.
+        answers.retain(|answer| {
+            let held = |slot: &usize| self.slots[*slot].holds == Some(answer.prompt);
+            match free.iter().position(held) {
+                Some(at) => {
+                    place(&mut self.slots, free.remove(at), *answer);
+                    false
+                }
+                None => true,
+            }
+        });
+        // The others read theirs, or copy it from a slot that keeps it.
+        let (mut reads, mut copies) = (Vec::new(), Vec::<[u32; 3]>::new());
+        for (answer, slot) in answers.into_iter().zip(free) {
+            let prompt = answer.prompt;
+            // All copies are made at once: none may start from another's result.
+            let keeps = |(at, slot): (usize, &Slot)| {
+                let copied = copies.iter().any(|[_, to, _]| *to as usize == at);
+                (slot.answer.is_some() && slot.holds == Some(prompt) && !copied).then_some(at)
+            };
+            match self.slots.iter().enumerate().find_map(keeps) {
+                Some(from) => {
+                    copies.push([from, slot, self.prompts[prompt].len()].map(|n| n as u32));
+                }
+                None => reads.push(slot),
+            }
+            place(&mut self.slots, slot, answer);
+        }
+        self.read(&reads, reporter)?;
+        self.device.copy(&copies)?;
+        Ok(self.device.start(&starts)?)
+    }
+
+    /// Reads the prompts of these slots, as many at a time as fit into a pass.
+    fn read(&self, slots: &[usize], reporter: &mut Reporter<'_>) -> Result<(), EngineError> {
+        let mut pass: Vec<(usize, &[u32])> = Vec::new();
+        let mut rows = 0;
+        for slot in slots {
+            let prompt = self.slots[*slot].holds.expect("it was just given one");
+            let ids = &self.prompts[prompt];
+            if !pass.is_empty() && rows + ids.len() > PREFILL_ROWS {
+                self.device.read(&pass)?;
+                reporter.tick()?;
+                pass.clear();
+                rows = 0;
+            }
+            pass.push((*slot, ids.as_slice()));
+            rows += ids.len();
+        }
+        match pass.is_empty() {
+            true => Ok(()),
+            false => Ok(self.device.read(&pass)?),
+        }
+    }
+
+    /// Waits for the device; takes the answers that have ended.
+    fn look(&mut self, reporter: &mut Reporter<'_>) -> Result<(), EngineError> {
+        let states = self.device.look()?;
+        for (at, (status, written)) in states.into_iter().take(self.slots.len()).enumerate() {
+            let slot = &mut self.slots[at];
+            let Some(answer) = slot.answer else {
+                continue;
+            };
+            reporter.now.tokens += written - slot.written;
+            slot.written = written;
+            let finish = match status {
+                status::EOS => {
+                    reporter.now.tokens += 1;
+                    Finish::Eos
+                }
+                status::LENGTH => Finish::Length,
+                status::BAD => {
+                    return Err(EngineError::NonFiniteLogits {
+                        prompt: answer.prompt,
+                        token: written,
+                    });
+                }
+                _ => continue,
+            };
+            slot.answer = None;
+            let ids = self.device.answer(at, written)?;
+            self.finished.push(reporter.finish(answer, ids, finish));
+        }
+        Ok(())
+    }
+}
