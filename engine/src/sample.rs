@@ -101,8 +101,8 @@ impl Sampler {
     /// Whether some of `vocab` tokens may be left out.
     #[cfg(any(test, feature = "cuda"))]
     pub(crate) fn filters(&self, vocab: usize) -> bool {
-        let all_k = self.top_k == 0 || self.top_k >= vocab;
-        !self.is_greedy() && !(all_k && self.top_p >= 1.0)
+        let some_k = self.top_k > 0 && self.top_k < vocab;
+        !self.is_greedy() && (some_k || self.top_p < 1.0)
     }
 
     /// The next token's id, given a uniform draw in `[0, 1)`; of equal logits the lower id is the

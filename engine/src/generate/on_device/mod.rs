@@ -132,7 +132,7 @@ pub(crate) fn generate(
             device: Slots::new(decoder, size, sampler, start)?,
             finished,
         };
-        run.to_end(&mut reporter)?;
+        run.run_to_end(&mut reporter)?;
         finished = run.finished;
     }
     // The work is done: a break now loses nothing.
@@ -190,7 +190,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn to_end(&mut self, reporter: &mut Reporter<'_>) -> Result<(), EngineError> {
+    fn run_to_end(&mut self, reporter: &mut Reporter<'_>) -> Result<(), EngineError> {
         loop {
             self.fill(reporter)?;
             let open = self.slots.iter().filter_map(|slot| {
