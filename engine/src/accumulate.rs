@@ -90,6 +90,43 @@ struct Sums {
     unread: Vec<PendingHead>,
 }
 
+/// The passes of a step, under way; their gradients are added up.
+#[derive(Debug)]
+pub(crate) struct Learnt {
+    sums: Sums,
+    /// What is known without the sums.
+    counted: BatchLoss,
+    /// What the loss still has to be divided by.
+    divisor: f64,
+}
+
+impl Learnt {
+    /// How many tokens there are, and how many of them are kept.
+    pub(crate) fn counted(&self) -> BatchLoss {
+        self.counted
+    }
+
+    /// The log-probs that are still on a device, see [`gradients::clip`].
+    pub(crate) fn on_device_rows(&self) -> Vec<&Tensor> {
+        let unread = self.sums.unread.iter();
+        unread.filter_map(PendingHead::on_device_rows).collect()
+    }
+
+    /// Waits for the loss.
+    ///
+    /// # Errors
+    /// When it is not finite, or the device fails.
+    pub(crate) fn read(mut self) -> Result<BatchLoss, EngineError> {
+        self.sums.read()?;
+        Ok(BatchLoss {
+            loss: self.sums.loss / self.divisor,
+            kept_loss: self.sums.kept.value(),
+            dropped_loss: self.sums.dropped.value(),
+            ..self.counted
+        })
+    }
+}
+
 impl Sums {
     /// Waits for what is unread.
     fn read(&mut self) -> Result<(), EngineError> {
@@ -155,7 +192,7 @@ pub fn loss_and_gradients(
     grads: &mut Grads,
 ) -> Result<BatchLoss, EngineError> {
     let prepared = prepare(objective, parts, how)?;
-    learn(decoder, objective, &prepared, how, grads)
+    learn(decoder, objective, &prepared, how, grads)?.read()
 }
 
 /// [`loss_and_gradients`] of what is prepared.
@@ -165,7 +202,7 @@ pub(crate) fn learn(
     Prepared(passes): &Prepared,
     how: &Accumulation,
     grads: &mut Grads,
-) -> Result<BatchLoss, EngineError> {
+) -> Result<Learnt, EngineError> {
     let counts: Vec<ExampleCounts> = passes.iter().flat_map(|p| p.counts.clone()).collect();
     let divisors = divisors(how.normaliser, &counts);
     let mut sums = Sums::default();
@@ -175,8 +212,11 @@ pub(crate) fn learn(
         next_divisors = rest;
         run(decoder, objective, pass, divisors, how, grads, &mut sums)?;
     }
-    sums.read()?;
-    Ok(counted(passes, &sums))
+    Ok(Learnt {
+        sums,
+        counted: counted(passes),
+        divisor: 1.0,
+    })
 }
 
 /// The loss that [`loss_and_gradients`] would return, from forward passes alone.
@@ -228,7 +268,7 @@ pub fn loss_and_gradients_online(
     grads: &mut Grads,
 ) -> Result<BatchLoss, EngineError> {
     let prepared = prepare(objective, parts, how)?;
-    learn_online(decoder, objective, prepared, how, online, grads)
+    learn_online(decoder, objective, prepared, how, online, grads)?.read()
 }
 
 /// [`loss_and_gradients_online`] of what is prepared.
@@ -239,32 +279,32 @@ pub(crate) fn learn_online(
     how: &Accumulation,
     online: (&OnlineSelection, u64),
     grads: &mut Grads,
-) -> Result<BatchLoss, EngineError> {
+) -> Result<Learnt, EngineError> {
     let mut sums = Sums::default();
     for pass in &mut passes {
         run_online(decoder, objective, pass, how, online, grads, &mut sums)?;
     }
-    sums.read()?;
     // What is divided by is known only now.
     let counts: Vec<ExampleCounts> = passes.iter().flat_map(|p| p.counts.clone()).collect();
     let total = total_divisor(how.normaliser, &counts);
     if total > 0.0 {
         grads.scale((1.0 / total) as f32)?;
-        sums.loss /= total;
     }
-    Ok(counted(&passes, &sums))
+    Ok(Learnt {
+        sums,
+        counted: counted(&passes),
+        divisor: if total > 0.0 { total } else { 1.0 },
+    })
 }
 
-/// What `passes` came to.
-fn counted(passes: &[Pass], sums: &Sums) -> BatchLoss {
+/// The tokens of `passes`.
+fn counted(passes: &[Pass]) -> BatchLoss {
     let counts = || passes.iter().flat_map(|pass| &pass.counts);
     BatchLoss {
-        loss: sums.loss,
-        kept_loss: sums.kept.value(),
-        dropped_loss: sums.dropped.value(),
         tokens: passes.iter().map(|pass| pass.rows.input_ids.len()).sum(),
         kept_tokens: counts().map(|example| example.kept).sum(),
         response_tokens: counts().map(|example| example.response).sum(),
+        ..BatchLoss::default()
     }
 }
 

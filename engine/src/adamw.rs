@@ -6,7 +6,10 @@ use t3s_core::plan::{AdamWPlan, StatePrecision};
 use crate::{
     error::EngineError,
     grads::Grads,
-    kernels::adamw::{self, Coefficients, Quantised},
+    kernels::{
+        adamw::{self, Coefficients, Item, MomentPair, Quantised},
+        gradients::Clip,
+    },
     params::{ParamId, Params},
 };
 
@@ -75,6 +78,13 @@ impl State {
         })
     }
 
+    fn pair(&self) -> MomentPair<'_> {
+        match self {
+            Self::Full { first, second } => MomentPair::Full(first, second),
+            Self::Quantised { first, second } => MomentPair::Quantised(first, second),
+        }
+    }
+
     /// Its tensors under the names that a saved state gives them, in an order that only the variant
     /// decides.
     pub fn tensors(&self) -> Vec<(&'static str, &Tensor)> {
@@ -141,8 +151,8 @@ impl AdamW {
         })
     }
 
-    /// One step: `[adamw]` in docs/equations.md, with the gradients scaled by `gradient_scale`
-    /// first. A parameter that no row touched has the gradient 0.
+    /// One step: `[adamw]` in docs/equations.md, with the gradients that `clip` leaves. A parameter
+    /// that no row touched has the gradient 0.
     ///
     /// # Errors
     /// When the device fails.
@@ -151,44 +161,48 @@ impl AdamW {
         params: &Params,
         grads: &mut Grads,
         learning_rate: f64,
-        gradient_scale: f64,
+        clip: &Clip,
     ) -> Result<(), EngineError> {
         self.steps += 1;
         let t = i32::try_from(self.steps).unwrap_or(i32::MAX);
         let plan = &self.plan;
+        let mut gradients = Vec::with_capacity(self.moments.len());
         for moments in &self.moments {
-            let parameter = params.tensor(moments.id);
-            let Some(gradient) = grads.slot(moments.id, params)? else {
-                continue;
-            };
-            // Matrices only: shrinking the gain of a norm or a bias is no regularisation.
-            let decay = match parameter.dims().len() {
-                0 | 1 => 0.0,
-                _ => plan.weight_decay,
-            };
-            let c = Coefficients {
-                gradient_scale: gradient_scale as f32,
-                beta1: plan.beta1 as f32,
-                beta2: plan.beta2 as f32,
-                keep: (1.0 - learning_rate * decay) as f32,
-                step_size: (learning_rate / (1.0 - plan.beta1.powi(t))) as f32,
-                inverse_root_correction: (1.0 / (1.0 - plan.beta2.powi(t)).sqrt()) as f32,
-                eps: plan.eps as f32,
-                // No two pairs of step and tensor share one within 2^32 of them.
-                rounding_seed: (self.steps as u32)
-                    .wrapping_mul(params.len() as u32)
-                    .wrapping_add(moments.id.index() as u32),
-            };
-            match &moments.state {
-                State::Full { first, second } => {
-                    adamw::step(parameter, gradient, first, second, c)?;
-                }
-                State::Quantised { first, second } => {
-                    adamw::step_8bit(parameter, gradient, first, second, c)?;
-                }
-            }
+            gradients.extend(grads.slot(moments.id, params)?.cloned());
         }
-        Ok(())
+        let items: Vec<Item<'_>> = self
+            .moments
+            .iter()
+            .zip(&gradients)
+            .map(|(moments, gradient)| {
+                let parameter = params.tensor(moments.id);
+                Item {
+                    parameter,
+                    gradient,
+                    moments: moments.state.pair(),
+                    // Matrices only: shrinking the gain of a norm or a bias is no regularisation.
+                    decays: parameter.dims().len() > 1,
+                    index: moments.id.index() as u32,
+                }
+            })
+            .collect();
+        let c = Coefficients {
+            beta1: plan.beta1 as f32,
+            beta2: plan.beta2 as f32,
+            keep: (1.0 - learning_rate * plan.weight_decay) as f32,
+            step_size: (learning_rate / (1.0 - plan.beta1.powi(t))) as f32,
+            inverse_root_correction: (1.0 / (1.0 - plan.beta2.powi(t)).sqrt()) as f32,
+            eps: plan.eps as f32,
+            // No two pairs of step and tensor share one within 2^32 of them.
+            rounding_seed: (self.steps as u32).wrapping_mul(params.len() as u32),
+        };
+        Ok(adamw::step(&items, c, clip)?)
+    }
+
+    /// The last step did not happen: its gradient was no number, which was known too late not to count
+    /// it.
+    pub(crate) fn forget_step(&mut self) {
+        self.steps -= 1;
     }
 
     /// The moments, in the order of the parameters.

@@ -5,7 +5,10 @@ use std::mem;
 use candle_core::{DType, Result, Tensor};
 
 use crate::{
-    kernels::{Into, gradients},
+    kernels::{
+        Into,
+        gradients::{self, Clip},
+    },
     params::{ParamId, Params},
 };
 
@@ -155,6 +158,16 @@ impl Grads {
             }
         }
         Ok(total)
+    }
+
+    /// The norm of all sums together, and what clipping it to `largest` (if above 0) leaves of them; see
+    /// [`gradients::clip`].
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn clip(&self, largest: f64, on_device_rows: &[&Tensor]) -> Result<Clip> {
+        let slots: Vec<&Tensor> = self.sums().collect();
+        gradients::clip(&slots, largest, on_device_rows)
     }
 
     /// The 2-norm over all sums together.

@@ -6,20 +6,18 @@ use candle_core::{DType, Device, Result, Shape, Tensor, bail};
 use half::bf16;
 use rayon::prelude::*;
 
-use super::{host, simd::vectorised};
+use super::{gradients::Clip, host, simd::vectorised};
 
 const ELEMENTS_PER_TASK: usize = 1 << 14;
 
 /// The numbers of one step that are the same for every element of a tensor.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Coefficients {
-    /// Multiplies the gradient first: what clipping leaves of it.
-    pub gradient_scale: f32,
     /// Decay of the first moment.
     pub beta1: f32,
     /// Decay of the second moment.
     pub beta2: f32,
-    /// Multiplies the parameter: `1 - lr * weight_decay`.
+    /// Multiplies parameters that decay: `1 - lr * weight_decay`.
     pub keep: f32,
     /// `lr / (1 - beta1^t)`.
     pub step_size: f32,
@@ -27,63 +25,127 @@ pub struct Coefficients {
     pub inverse_root_correction: f32,
     /// Added to the corrected root of the second moment.
     pub eps: f32,
-    /// Of the draws that round bfloat16 parameters and moments; another one in every step and for
-    /// every tensor. What is f32 is not rounded.
+    /// Of the draws that round bfloat16 parameters and moments, to which [`Item::index`] is added;
+    /// another one in every step and for every tensor. What is f32 is not rounded.
     pub rounding_seed: u32,
 }
 
-/// `[adamw]` in docs/equations.md, in place. All four tensors have one shape; the moments are both f32,
-/// or both bfloat16 and rounded at random (`[adamw-bf16]`).
+/// A tensor of a step. All tensors in it have one shape.
+#[derive(Debug, Clone, Copy)]
+pub struct Item<'a> {
+    /// What learns, f32 or bfloat16.
+    pub parameter: &'a Tensor,
+    /// f32.
+    pub gradient: &'a Tensor,
+    /// Renewed.
+    pub moments: MomentPair<'a>,
+    /// Whether [`Coefficients::keep`] is for it.
+    pub decays: bool,
+    /// Tells the tensors of a step apart.
+    pub index: u32,
+}
+
+/// The running means of a gradient and of its square.
+#[derive(Debug, Clone, Copy)]
+pub enum MomentPair<'a> {
+    /// Both f32, or both bfloat16 and rounded at random (`[adamw-bf16]`).
+    Full(&'a Tensor, &'a Tensor),
+    /// Both in 8 bits (`[adamw-8bit]`).
+    Quantised(&'a Quantised, &'a Quantised),
+}
+
+impl Item<'_> {
+    fn check(&self) -> Result<()> {
+        let shape = self.parameter.dims();
+        host::expect("adamw", self.gradient, shape)?;
+        match self.moments {
+            MomentPair::Full(first, second) => {
+                for tensor in [first, second] {
+                    host::expect("adamw", tensor, shape)?;
+                }
+                if first.dtype() != second.dtype() {
+                    let (first, second) = (first.dtype(), second.dtype());
+                    bail!(
+                        "adamw: moments of {first:?} and {second:?}; both have to be of one type"
+                    );
+                }
+            }
+            MomentPair::Quantised(first, second) => {
+                let blocks = self.parameter.elem_count().div_ceil(BLOCK);
+                for moment in [first, second] {
+                    host::expect("adamw", &moment.codes, shape)?;
+                    host::expect("adamw", &moment.scales, &[blocks])?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `[adamw]` in docs/equations.md, in place, for all tensors of a step; gradients are multiplied by
+/// what `clip` leaves of them.
 ///
 /// # Errors
 /// When shapes or the moments' types disagree, or the device has no kernel.
-pub fn step(
-    parameter: &Tensor,
-    gradient: &Tensor,
-    first: &Tensor,
-    second: &Tensor,
-    c: Coefficients,
-) -> Result<()> {
-    for tensor in [gradient, first, second] {
-        host::expect("adamw", tensor, parameter.dims())?;
+pub fn step(items: &[Item<'_>], c: Coefficients, clip: &Clip) -> Result<()> {
+    let Some(first) = items.first() else {
+        return Ok(());
+    };
+    items.iter().try_for_each(Item::check)?;
+    on_cuda!(first.parameter, super::cuda::adamw::step(items, c, clip));
+    let Clip::Known { factor, .. } = clip else {
+        bail!("adamw: clipping on another device than the parameters'");
+    };
+    for item in items {
+        let c = Coefficients {
+            keep: if item.decays { c.keep } else { 1.0 },
+            rounding_seed: c.rounding_seed.wrapping_add(item.index),
+            ..c
+        };
+        one_tensor(item, c, *factor)?;
     }
-    if first.dtype() != second.dtype() {
-        let (first, second) = (first.dtype(), second.dtype());
-        bail!("adamw: moments of {first:?} and {second:?}; both have to be of one type");
-    }
-    on_cuda!(
-        parameter,
-        super::cuda::adamw::step(parameter, gradient, first, second, c)
-    );
-    let gradient = host::read("adamw", gradient)?;
-    if first.dtype() == DType::BF16 {
-        return host::write("adamw", parameter, |p| {
-            host::write_bf16("adamw", first, |m| {
-                host::write_bf16("adamw", second, |v| update_bf16(p, &gradient, m, v, c))
-            })
-        })??;
-    }
-    host::write("adamw", parameter, |p| {
-        host::write("adamw", first, |m| {
-            host::write("adamw", second, |v| update(p, &gradient, m, v, c))
-        })
-    })??
+    Ok(())
 }
 
-fn update(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], c: Coefficients) {
+fn one_tensor(item: &Item<'_>, c: Coefficients, scale: f32) -> Result<()> {
+    let gradient = host::read("adamw", item.gradient)?;
+    host::write("adamw", item.parameter, |p| match item.moments {
+        MomentPair::Full(first, second) if first.dtype() == DType::BF16 => {
+            host::write_bf16("adamw", first, |m| {
+                host::write_bf16("adamw", second, |v| {
+                    update_bf16(p, &gradient, m, v, c, scale)
+                })
+            })?
+        }
+        MomentPair::Full(first, second) => host::write("adamw", first, |m| {
+            host::write("adamw", second, |v| update(p, &gradient, m, v, c, scale))
+        })?,
+        MomentPair::Quantised(first, second) => host::write_bytes("adamw", &first.codes, |m| {
+            host::write("adamw", &first.scales, |m_scales| {
+                host::write_bytes("adamw", &second.codes, |v| {
+                    host::write("adamw", &second.scales, |v_scales| {
+                        update_8bit(p, &gradient, (m, m_scales), (v, v_scales), c, scale);
+                    })
+                })
+            })
+        })???,
+    })?
+}
+
+fn update(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], c: Coefficients, scale: f32) {
     p.par_chunks_mut(ELEMENTS_PER_TASK)
         .zip(g.par_chunks(ELEMENTS_PER_TASK))
         .zip(m.par_chunks_mut(ELEMENTS_PER_TASK))
         .zip(v.par_chunks_mut(ELEMENTS_PER_TASK))
-        .for_each(|(((p, g), m), v)| one_block(p, g, m, v, c));
+        .for_each(|(((p, g), m), v)| one_block(p, g, m, v, c, scale));
 }
 
-fn one_block(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], c: Coefficients) {
+fn one_block(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], c: Coefficients, scale: f32) {
     vectorised(
         #[inline(always)]
         || {
             for (((p, g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
-                let g = g * c.gradient_scale;
+                let g = g * scale;
                 *m = c.beta1 * *m + (1.0 - c.beta1) * g;
                 *v = c.beta2 * *v + (1.0 - c.beta2) * g * g;
                 let root = v.sqrt() * c.inverse_root_correction + c.eps;
@@ -93,7 +155,14 @@ fn one_block(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], c: Coeffici
     );
 }
 
-fn update_bf16(p: &mut [f32], g: &[f32], m: &mut [bf16], v: &mut [bf16], c: Coefficients) {
+fn update_bf16(
+    p: &mut [f32],
+    g: &[f32],
+    m: &mut [bf16],
+    v: &mut [bf16],
+    c: Coefficients,
+    scale: f32,
+) {
     p.par_chunks_mut(BLOCK)
         .zip(g.par_chunks(BLOCK))
         .zip(m.par_chunks_mut(BLOCK).zip(v.par_chunks_mut(BLOCK)))
@@ -107,7 +176,7 @@ fn update_bf16(p: &mut [f32], g: &[f32], m: &mut [bf16], v: &mut [bf16], c: Coef
             {
                 (*first, *second) = (m.to_f32(), v.to_f32());
             }
-            one_block(p, g, first, second, c);
+            one_block(p, g, first, second, c, scale);
             let start = (block * BLOCK) as u64;
             for (i, (m, v)) in m.iter_mut().zip(v).enumerate() {
                 let draw = draw_of(start + i as u64, c.rounding_seed);
@@ -226,48 +295,13 @@ fn nearest(map: &[f32; 256], x: f32) -> u8 {
     }
 }
 
-/// What [`step`] does, with moments in 8 bits.
-///
-/// # Errors
-/// As [`step`].
-pub fn step_8bit(
-    parameter: &Tensor,
-    gradient: &Tensor,
-    first: &Quantised,
-    second: &Quantised,
-    c: Coefficients,
-) -> Result<()> {
-    for tensor in [gradient, &first.codes, &second.codes] {
-        host::expect("adamw", tensor, parameter.dims())?;
-    }
-    for moment in [first, second] {
-        let blocks = parameter.elem_count().div_ceil(BLOCK);
-        host::expect("adamw", &moment.scales, &[blocks])?;
-    }
-    on_cuda!(
-        parameter,
-        super::cuda::adamw::step_8bit(parameter, gradient, first, second, c)
-    );
-    let gradient = host::read("adamw", gradient)?;
-    host::write("adamw", parameter, |p| {
-        host::write_bytes("adamw", &first.codes, |m| {
-            host::write("adamw", &first.scales, |m_scales| {
-                host::write_bytes("adamw", &second.codes, |v| {
-                    host::write("adamw", &second.scales, |v_scales| {
-                        update_8bit(p, &gradient, (m, m_scales), (v, v_scales), c);
-                    })
-                })
-            })
-        })
-    })????
-}
-
 fn update_8bit(
     p: &mut [f32],
     g: &[f32],
     (m, m_scales): (&mut [u8], &mut [f32]),
     (v, v_scales): (&mut [u8], &mut [f32]),
     c: Coefficients,
+    scale: f32,
 ) {
     let Maps { signed, unsigned } = &*MAPS;
     p.par_chunks_mut(BLOCK)
@@ -284,7 +318,7 @@ fn update_8bit(
             for (second, v) in second.iter_mut().zip(&*v) {
                 *second = unsigned[usize::from(*v)] * *v_scale;
             }
-            one_block(p, g, first, second, c);
+            one_block(p, g, first, second, c, scale);
             let largest = |values: &[f32]| values.iter().fold(0.0f32, |a, b| a.max(b.abs()));
             (*m_scale, *v_scale) = (largest(first), largest(second));
             for (m, first) in m.iter_mut().zip(first) {

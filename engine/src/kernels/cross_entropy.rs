@@ -75,6 +75,15 @@ impl PendingHead {
         Self(Pending::OnDevice(statistics))
     }
 
+    /// `[rows, 4]`, the first of a row its log-prob, while they are on a device.
+    pub(crate) fn on_device_rows(&self) -> Option<&Tensor> {
+        match &self.0 {
+            Pending::Known(_) => None,
+            #[cfg(any(test, feature = "cuda"))]
+            Pending::OnDevice(statistics) => Some(statistics.rows()),
+        }
+    }
+
     /// Waits for it.
     ///
     /// # Errors

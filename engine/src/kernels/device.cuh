@@ -131,20 +131,6 @@ template <typename V> __device__ __forceinline__ V block_sum(V v) {
     return warp_sum(lane < warps ? partial[lane] : V(0));
 }
 
-// The largest over the block of numbers not below 0, the same in every thread.
-__device__ __forceinline__ float block_max(float v) {
-    __shared__ float partial[32];
-    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
-    for (int offset = 16; offset > 0; offset /= 2) v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, offset));
-    // As in `block_sum`.
-    __syncthreads();
-    if (lane == 0) partial[warp] = v;
-    __syncthreads();
-    v = lane < warps ? partial[lane] : 0.0f;
-    for (int offset = 16; offset > 0; offset /= 2) v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, offset));
-    return v;
-}
-
 // Defines `NAME_f32` and `NAME_bf16`, which call the template NAME<T>; PARAMETERS may use T.
 #ifdef T3S_EMULATED
 #define REGISTERED(NAME) static emulated::Entry NAME##_entry(#NAME, NAME);

@@ -22,6 +22,7 @@ use crate::{
     decoder::Decoder,
     error::EngineError,
     grads::Grads,
+    kernels::gradients::Clip,
     online::OnlineSelection,
     schedule::learning_rate,
 };
@@ -166,25 +167,35 @@ impl Trainer {
             (loss, ahead)
         });
         self.ahead = ahead;
-        let loss = loss.map_err(named)?;
-        let grad_norm = self.grads.global_norm()?;
-        if !grad_norm.is_finite() {
-            return Err(EngineError::NotFinite {
-                what: format!("the gradient of step {step}"),
-            });
-        }
-        let clip = self.plan.clip_norm;
-        let scale = match clip > 0.0 && grad_norm > clip {
-            true => clip / grad_norm,
-            false => 1.0,
-        };
+        let learnt = loss.map_err(named)?;
+        let clip = self
+            .grads
+            .clip(self.plan.clip_norm, &learnt.on_device_rows())?;
         let learning_rate = learning_rate(&self.plan, self.steps);
         // A step in which nothing is kept teaches nothing: it must not move the weights by what the
         // moments remember.
-        if loss.kept_tokens > 0 {
-            let params = &self.decoder.params;
+        let teaches = learnt.counted().kept_tokens > 0;
+        let params = &self.decoder.params;
+        // On a GPU the update is under way before anybody knows loss and norm, and changes nothing where
+        // they are no numbers: the host waits once, when the device has all its work.
+        let ahead = matches!(clip, Clip::OnDevice { .. });
+        if ahead && teaches {
             self.optimizer
-                .step(params, &mut self.grads, learning_rate, scale)?;
+                .step(params, &mut self.grads, learning_rate, &clip)?;
+        }
+        let known = learnt.read().and_then(|loss| match clip.norm()? {
+            norm if norm.is_finite() => Ok((loss, norm)),
+            _ => Err(EngineError::NotFinite {
+                what: "the gradient".to_owned(),
+            }),
+        });
+        if known.is_err() && ahead && teaches {
+            self.optimizer.forget_step();
+        }
+        let (loss, grad_norm) = known.map_err(named)?;
+        if !ahead && teaches {
+            self.optimizer
+                .step(params, &mut self.grads, learning_rate, &clip)?;
         }
         self.steps = step;
         self.cursor = ends;

@@ -5,10 +5,11 @@ use candle_core::{DType, Result, Tensor};
 use crate::{
     Decoder, ParamId, Params,
     kernels::{
+        Into,
         attention::Heads,
         cuda::{
             decode::Rotation,
-            gemm::{Into, Matrix, gemm},
+            gemm::{Matrix, gemm},
             memory::{overwritten, zeros},
             residual, rms_norm, rotary, swiglu,
         },

@@ -6,15 +6,17 @@ use t3s_core::AttentionPattern;
 use super::frozen::{Activations, Frozen};
 use crate::{
     Decoder, EngineError,
-    kernels::cuda::{
-        attention,
-        decode::{self, Attend, LayerCache, Rows, Start, State, status},
-        embedding,
-        gemm::Into,
-        graph::{Recording, Workspace},
-        memory::{overwritten, zeros},
-        rms_norm,
-        sample::TokenSampler,
+    kernels::{
+        Into,
+        cuda::{
+            attention,
+            decode::{self, Attend, LayerCache, Rows, Start, State, status},
+            embedding,
+            graph::{Recording, Workspace},
+            memory::{overwritten, zeros},
+            rms_norm,
+            sample::TokenSampler,
+        },
     },
     sample::Sampler,
 };

@@ -510,7 +510,6 @@ fn the_head_keeps_what_is_left_of_one_and_passes_nan_on() {
 }
 
 const STEP: adamw::Coefficients = adamw::Coefficients {
-    gradient_scale: 0.5,
     beta1: 0.9,
     beta2: 0.99,
     keep: 0.999,
@@ -520,15 +519,95 @@ const STEP: adamw::Coefficients = adamw::Coefficients {
     rounding_seed: 77,
 };
 
+/// A step of one tensor whose gradient is halved.
+fn adamw_step(
+    parameter: &Tensor,
+    gradient: &Tensor,
+    moments: adamw::MomentPair<'_>,
+    c: adamw::Coefficients,
+) {
+    let item = adamw::Item {
+        parameter,
+        gradient,
+        moments,
+        decays: true,
+        index: 0,
+    };
+    let (norm, factor) = (2.0, 0.5);
+    adamw::step(&[item], c, &gradients::Clip::Known { norm, factor }).unwrap();
+}
+
 #[test]
 fn adamw_matches_its_twin() {
     let inputs = [random("p", &[701])];
     compare("adamw", &inputs, |t| {
         let state = |name| random(name, &[701]).to_device(t[0].device()).unwrap();
         let (g, m, v) = (state("g"), state("m"), state("v").abs().unwrap());
-        adamw::step(&t[0], &g, &m, &v, STEP).unwrap();
+        adamw_step(&t[0], &g, adamw::MomentPair::Full(&m, &v), STEP);
         vec![t[0].clone(), m, v]
     });
+}
+
+/// Tensors of several sizes, types and kinds of moments in one step, by a clip that is on the device.
+#[test]
+fn adamw_of_a_list_is_that_of_its_tensors() {
+    // Two chunks, a part of one, and one that no eight divides.
+    let sizes = [40_000, 256, 37];
+    let inputs = sizes.map(|n| random("p", &[n]));
+    let step = |t: &[Tensor], clip_to: f64| {
+        let on = t[0].device();
+        let g: Vec<Tensor> = sizes
+            .iter()
+            .map(|n| random("g", &[*n]).to_device(on).unwrap())
+            .collect();
+        let zeros = |n: usize, dtype| Tensor::zeros(n, dtype, on).unwrap();
+        let full: Vec<_> = [(40_000, DType::F32), (256, DType::BF16)]
+            .map(|(n, dtype)| (zeros(n, dtype), zeros(n, dtype)))
+            .to_vec();
+        let quantised = || adamw::Quantised::zeros(t[2].shape(), on).unwrap();
+        let (m, v) = (quantised(), quantised());
+        let item = |at: usize, moments, decays| adamw::Item {
+            parameter: &t[at],
+            gradient: &g[at],
+            moments,
+            decays,
+            index: at as u32,
+        };
+        let items = [
+            item(0, adamw::MomentPair::Full(&full[0].0, &full[0].1), true),
+            item(1, adamw::MomentPair::Full(&full[1].0, &full[1].1), false),
+            item(2, adamw::MomentPair::Quantised(&m, &v), true),
+        ];
+        let slots: Vec<&Tensor> = g.iter().collect();
+        let clip = gradients::clip(&slots, clip_to, &[]).unwrap();
+        adamw::step(&items, STEP, &clip).unwrap();
+        let mut results = t.to_vec();
+        results.extend([full[0].0.clone(), full[0].1.clone(), m.scales, v.scales]);
+        results
+    };
+    compare("adamw of a list", &inputs, |t| step(t, 3.0));
+
+    // A gradient that is no number leaves everything as it is.
+    let check = |device: &Device| {
+        let p = Tensor::ones(9, DType::F32, device).unwrap();
+        let zeros = || Tensor::zeros(9, DType::F32, device).unwrap();
+        let (g, m, v) = (zeros(), zeros(), zeros());
+        let bad = Tensor::new(&[f32::NAN], device).unwrap();
+        let clip = gradients::clip(&[&bad], 1.0, &[]).unwrap();
+        let item = adamw::Item {
+            parameter: &p,
+            gradient: &g,
+            moments: adamw::MomentPair::Full(&m, &v),
+            decays: true,
+            index: 0,
+        };
+        adamw::step(&[item], STEP, &clip).unwrap();
+        assert_eq!(values(&p), [1.0; 9]);
+    };
+    in_both_orders(|| check(&Device::Cpu));
+    if let Some(gpu) = gpu() {
+        check(&gpu);
+    }
 }
 
 /// The draws are the same, so the emulated moments are, bit for bit. A GPU fuses multiply-adds, which
@@ -549,7 +628,8 @@ fn adamw_with_bfloat16_moments_matches_its_twin() {
                 rounding_seed: 7 + step,
                 ..STEP
             };
-            adamw::step(&p, &of(&format!("g{step}"), DType::F32), &m, &v, c).unwrap();
+            let g = of(&format!("g{step}"), DType::F32);
+            adamw_step(&p, &g, adamw::MomentPair::Full(&m, &v), c);
         }
         [p, m, v].map(|t| values(&t))
     };
@@ -594,7 +674,12 @@ fn adamw_with_8_bit_moments_matches_its_twin() {
         let (m, v) = (zeros(), zeros());
         let other = t[0].to_dtype(DType::F32).unwrap().copy().unwrap();
         for (step, parameter) in [&other, &other, &t[0]].into_iter().enumerate() {
-            adamw::step_8bit(parameter, &g(step), &m, &v, STEP).unwrap();
+            adamw_step(
+                parameter,
+                &g(step),
+                adamw::MomentPair::Quantised(&m, &v),
+                STEP,
+            );
         }
         vec![t[0].clone(), m.codes, m.scales, v.codes, v.scales]
     });
@@ -613,7 +698,12 @@ fn bfloat16_parameters_are_rounded_without_bias() {
             keep: 1.0 - 0.25 / 256.0,
             ..STEP
         };
-        adamw::step(&parameter, &zeros(), &zeros(), &zeros(), c).unwrap();
+        adamw_step(
+            &parameter,
+            &zeros(),
+            adamw::MomentPair::Full(&zeros(), &zeros()),
+            c,
+        );
         values(&parameter)
     }) else {
         return;
