@@ -111,7 +111,7 @@ fn moments_of_bfloat16_are_bfloat16_where_they_are_large() {
 
 #[test]
 fn an_interrupted_run_goes_on_bit_for_bit() {
-    SMALL.map(goes_on);
+    SMALL.into_iter().for_each(goes_on);
 }
 
 fn goes_on(states: StatePrecision) {
