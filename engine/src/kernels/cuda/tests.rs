@@ -553,7 +553,8 @@ fn adamw_matches_its_twin() {
 fn adamw_of_a_list_is_that_of_its_tensors() {
     // Two chunks, a part of one, and one that no eight divides.
     let sizes = [40_000, 256, 37];
-    let inputs = sizes.map(|n| random("p", &[n]));
+    // Below 1, where the neighbours of a bfloat16 are within the bound.
+    let inputs = sizes.map(|n| (random("p", &[n]) * 0.9).unwrap());
     let step = |t: &[Tensor], clip_to: f64| {
         let on = t[0].device();
         let g: Vec<Tensor> = sizes

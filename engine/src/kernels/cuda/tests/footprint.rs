@@ -23,6 +23,9 @@ use crate::{
 
 const EXAMPLES: u64 = 7;
 const TOKENS: u64 = 40;
+/// What the host keeps for itself between steps is counted too: names, examples, the lists that are on the
+/// device once more. 70 to 130 KB of it were.
+const HOST: i64 = 64 << 10;
 
 /// Large enough for activations to outweigh what the host allocates for itself.
 fn spec(hidden: usize) -> DecoderSpec {
@@ -117,11 +120,10 @@ fn check(hidden: usize, plan: TrainPlan, with_check: bool) {
     };
     let all = rows(EXAMPLES);
     let what = format!("hidden {hidden}, {:?}, {:?}", plan.lora, plan.recompute);
-    // What the host keeps for itself, some tens of kilobytes, is in what was counted.
     let pass = counted.step - counted.between;
     expect(&format!("a pass, {what}"), pass, footprint.pass(all), 0.05);
     let step = footprint.training(all);
-    expect(&format!("a step, {what}"), counted.step, step, 0.1);
+    expect(&format!("a step, {what}"), counted.step - HOST, step, 0.1);
     if with_check {
         let few = footprint.gradient_check(rows(CHECKED_TOKENS / TOKENS));
         expect(&format!("the check, {what}"), counted.check, few, 0.1);
