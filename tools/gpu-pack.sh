@@ -22,6 +22,7 @@ tools/cuda-build.sh test "${both[@]}" --no-run --lib --test golden_qwen3 --messa
     while read -r name executable; do
         strip -o "$folder/test-$name" "$executable"
     done
+git describe --always --dirty --abbrev=12 > "$folder/commit"
 cp tools/gpu-check.sh tools/gpu-bench.sh "$folder/"
 # The peer, and the geometries it reads, where its path says.
 mkdir -p "$folder/benches" "$folder/pipeline/src/bench"

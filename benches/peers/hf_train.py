@@ -314,6 +314,7 @@ def machine(device):
         load = open("/proc/loadavg").read().strip()
     except OSError:
         load = None
+    packed = CONFIGS.parents[3] / "commit"
     git = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=CONFIGS,
                          capture_output=True, text=True)
     cpu = read("/proc/cpuinfo", "model name") or platform.processor()
@@ -321,7 +322,7 @@ def machine(device):
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
-        "commit": git.stdout.strip() or None,
+        "commit": packed.read_text().strip() if packed.exists() else git.stdout.strip() or None,
         "date": time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime()),
         "load_before": load,
     }

@@ -40,6 +40,15 @@ pub fn open(choice: &DeviceChoice, precision: Precision) -> Result<(Device, DTyp
 #[cfg(feature = "cuda")]
 pub(crate) use gpu::Pool;
 
+/// What the driver calls a GPU; `None` for the CPU.
+pub fn name(device: &Device) -> Option<String> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => device.cuda_stream().context().name().ok(),
+        _ => None,
+    }
+}
+
 #[cfg(not(feature = "cuda"))]
 mod gpu {
     use candle_core::Device;

@@ -13,7 +13,8 @@ pub struct Machine {
     pub cores: usize,
     /// Threads that compute.
     pub threads: usize,
-    /// State of the checkout that the program lies in, if it lies in one.
+    /// Of the file `commit` beside the program, which tools/gpu-pack.sh writes; else the state of the
+    /// checkout that the program lies in, if it lies in one.
     pub commit: Option<String>,
     /// UTC.
     pub date: Option<String>,
@@ -100,6 +101,9 @@ fn read(path: &str, key: &str) -> Option<String> {
 
 fn commit() -> Option<String> {
     let program = env::current_exe().ok()?;
+    if let Ok(packed) = fs::read_to_string(program.with_file_name("commit")) {
+        return Some(packed.trim().to_owned());
+    }
     let arguments = ["describe", "--always", "--dirty", "--abbrev=12"];
     said("git", &arguments, program.parent())
 }

@@ -333,7 +333,7 @@ pub fn bench(plan: &BenchPlan, registry: &Registry) -> Result<Report, PipelineEr
         ));
     }
     memory::reset_peak(&device);
-    let machine = Machine::now(name_of(&device));
+    let machine = Machine::now(t3s_engine::device::name(&device));
     let measured = work::measure(plan, &spec, &whole, (&device, dtype), train).map_err(&failed)?;
     let peak_bytes = memory::peak_bytes(&device);
     let gemm = GemmPeak::measure(&device, dtype).map_err(&failed)?;
@@ -382,11 +382,6 @@ pub fn bench(plan: &BenchPlan, registry: &Registry) -> Result<Report, PipelineEr
 
 fn gib(bytes: u64) -> f64 {
     bytes as f64 / (1u64 << 30) as f64
-}
-
-/// What is not the CPU.
-fn name_of(device: &Device) -> Option<String> {
-    (!device.is_cpu()).then(|| format!("{:?}", device.location()))
 }
 
 fn name_of_type(dtype: DType) -> &'static str {
