@@ -199,10 +199,10 @@ impl AdamW {
         Ok(adamw::step(&items, c, clip)?)
     }
 
-    /// The last step did not happen: its gradient was no number, which was known too late not to count
-    /// it.
-    pub(crate) fn forget_step(&mut self) {
-        self.steps -= 1;
+    /// Steps that did not happen are not counted: their gradient was no number, which was known too late
+    /// not to count them.
+    pub(crate) fn set_steps(&mut self, steps: u64) {
+        self.steps = steps;
     }
 
     /// The moments, in the order of the parameters.

@@ -165,9 +165,14 @@ impl Grads {
     ///
     /// # Errors
     /// When the device fails.
-    pub fn clip(&self, largest: f64, on_device_rows: &[&Tensor]) -> Result<Clip> {
+    pub fn clip(
+        &self,
+        largest: f64,
+        on_device_rows: &[&Tensor],
+        failed: Option<&Tensor>,
+    ) -> Result<Clip> {
         let slots: Vec<&Tensor> = self.sums().collect();
-        gradients::clip(&slots, largest, on_device_rows)
+        gradients::clip(&slots, largest, on_device_rows, failed)
     }
 
     /// The 2-norm over all sums together.

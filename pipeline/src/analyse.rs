@@ -504,7 +504,7 @@ impl<'a> Work<'a> {
                     weight_decay: 0.0,
                     ..self.plan.train.adamw.clone()
                 };
-                let whole = gradient.clip(0.0, &[]).map_err(EngineError::from);
+                let whole = gradient.clip(0.0, &[], None).map_err(EngineError::from);
                 let whole = whole.map_err(&error)?;
                 AdamW::new(plan, &decoder.params)
                     .and_then(|mut adamw| adamw.step(&decoder.params, gradient, rate, &whole))

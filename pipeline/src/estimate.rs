@@ -515,7 +515,7 @@ fn time(
 
         let started = Instant::now();
         // A rate of 0 times the step, without moving the weights.
-        let clip = grads.clip(0.0, &[])?;
+        let clip = grads.clip(0.0, &[], None)?;
         optimizer.step(&decoder.params, &mut grads, 0.0, &clip)?;
         let per_weight = started.elapsed().as_secs_f64() / spec.n_parameters() as f64;
         timed.optimiser = timed.optimiser.min(per_weight);

@@ -103,13 +103,18 @@ impl Training<'_> {
         let log_path = work.join("steps.jsonl");
         let mut steps = read_steps(&log_path, trainer.steps_done())?;
         while !trainer.is_done() {
-            if self.interrupt.is_raised() {
+            // With a step under way there is no state to save yet; the loop comes back with its report.
+            if self.interrupt.is_raised() && !trainer.is_ahead() {
                 trainer.save_state(&state).map_err(&error)?;
                 return Err(PipelineError::Interrupted {
                     stage: self.stage.to_owned(),
                 });
             }
-            let step = self.step(&mut trainer)?;
+            let pause = match self.interrupt.is_raised() {
+                true => 0,
+                false => self.next_pause(trainer.steps_done()),
+            };
+            let step = self.step(&mut trainer, pause)?;
             append_step(&log_path, &step)?;
             self.recorder.event(&Event::Step(step.clone()));
             self.recorder.check()?;
@@ -165,8 +170,21 @@ impl Training<'_> {
         })
     }
 
-    fn step(&self, trainer: &mut Trainer) -> Result<StepEvent, PipelineError> {
-        let report = trainer.step().map_err(PipelineError::engine(self.stage))?;
+    /// The next step after which weights or state are looked at.
+    fn next_pause(&self, done: u64) -> u64 {
+        let next = |every: u64| match every {
+            0 => u64::MAX,
+            every => (done / every + 1) * every,
+        };
+        next(self.checkpoint_every)
+            .min(next(self.plan.save_every))
+            .min(self.plan.steps)
+    }
+
+    fn step(&self, trainer: &mut Trainer, pause: u64) -> Result<StepEvent, PipelineError> {
+        let report = trainer
+            .step_towards(pause)
+            .map_err(PipelineError::engine(self.stage))?;
         Ok(StepEvent {
             stage: self.stage.to_owned(),
             step: report.step,

@@ -50,15 +50,17 @@ REGISTERED(nan_unless_finite)
 
 // norm[0] = the root of the sum of n squares, added in an order that n alone decides; factor[0] = what
 // makes it `largest` where it is larger and `largest` is above 0, else 1; NaN where the norm is no
-// number. Grid: 1.
-extern "C" __global__ void clip_factor(const double *partial, double *norm, float *factor, u32 n, float largest) {
+// number. failed[0] (may be null) is added to the sum, and becomes NaN with the norm. Grid: 1.
+extern "C" __global__ void clip_factor(const double *partial, double *norm, float *factor, double *failed, u32 n,
+                                       float largest) {
     double sum = 0.0;
     for (u32 i = threadIdx.x; i < n; i += blockDim.x) sum += partial[i];
     sum = block_sum(sum);
     if (threadIdx.x > 0) return;
-    const double root = sqrt(sum);
+    const double root = sqrt(failed == nullptr ? sum : sum + failed[0]);
     norm[0] = root;
     const bool finite = root - root == 0.0;
+    if (failed != nullptr && !finite) failed[0] = static_cast<double>(__uint_as_float(0x7fc00000u));
     factor[0] = !finite ? __uint_as_float(0x7fc00000u)
                         : (largest > 0.0f && root > largest ? static_cast<float>(largest / root) : 1.0f);
 }

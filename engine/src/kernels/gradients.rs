@@ -121,19 +121,28 @@ impl Clip {
 }
 
 /// Clips the gradients `slots` to the norm `largest`, if that is above 0. On a GPU `statistics` (`[rows,
-/// 4]`, the first of a row its log-prob) are looked at too, without waiting for them.
+/// 4]`, the first of a row its log-prob) are looked at too, without waiting for them, and `failed` (`[1]`,
+/// f64): where it is NaN, norm and factor are, and it becomes NaN where they are.
 ///
 /// # Errors
 /// When the device has no kernel.
-pub fn clip(slots: &[&Tensor], largest: f64, statistics: &[&Tensor]) -> Result<Clip> {
+pub fn clip(
+    slots: &[&Tensor],
+    largest: f64,
+    statistics: &[&Tensor],
+    failed: Option<&Tensor>,
+) -> Result<Clip> {
     #[cfg(any(test, feature = "cuda"))]
     if let Some(first) = slots.first()
         && super::cuda::runs(first)
     {
-        let (norm, factor) = super::cuda::gradients::clip(slots, largest, statistics)?;
+        let (norm, factor) = super::cuda::gradients::clip(slots, largest, statistics, failed)?;
         return Ok(Clip::OnDevice { norm, factor });
     }
-    debug_assert!(statistics.is_empty(), "what the CPU has found is known");
+    debug_assert!(
+        statistics.is_empty() && failed.is_none(),
+        "what the CPU has found is known"
+    );
     let norm = sums_of_squares(slots)?.iter().sum::<f64>().sqrt();
     let factor = match largest > 0.0 && norm > largest {
         true => largest / norm,

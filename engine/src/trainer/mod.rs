@@ -4,9 +4,11 @@ mod ahead;
 mod gradient_check;
 mod order;
 mod state;
+mod step;
 
-use std::{panic, path::Path, sync::Arc, thread, time::Instant};
+use std::{path::Path, sync::Arc, time::Instant};
 
+use candle_core::Tensor;
 use t3s_core::{
     Example, Objective,
     plan::{LoraPlan, TrainPlan},
@@ -16,18 +18,12 @@ pub(crate) use gradient_check::checked_blocks;
 pub use gradient_check::{CHECKED_TOKENS, GradientReport, GroupCheck};
 
 use crate::{
-    accumulate::{Accumulation, learn, learn_online},
-    adamw::AdamW,
-    checkpoint,
-    decoder::Decoder,
-    error::EngineError,
-    grads::Grads,
-    kernels::gradients::Clip,
+    adamw::AdamW, checkpoint, decoder::Decoder, error::EngineError, grads::Grads,
     online::OnlineSelection,
-    schedule::learning_rate,
 };
 use ahead::Ahead;
 use order::{Cursor, Order};
+use step::InFlight;
 
 /// What one optimiser step did.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -56,10 +52,6 @@ pub struct StepReport {
     pub seconds: f64,
 }
 
-/// In how many steps of a run, about, the loss of what is not learnt is measured: enough for a
-/// curve, and of no weight in a long run.
-const MEASURED_STEPS: u64 = 64;
-
 /// A model, its data, its optimiser, and how far they are.
 pub struct Trainer {
     decoder: Decoder,
@@ -75,7 +67,18 @@ pub struct Trainer {
     cursor: Cursor,
     ahead: Option<Ahead>,
     grads: Grads,
+    /// Steps begun.
     steps: u64,
+    /// Steps whose results are known; one less than `steps` while one is in flight.
+    reported: u64,
+    in_flight: Option<InFlight>,
+    /// Why the step after the last could not begin.
+    stalled: Option<EngineError>,
+    /// When the last report was made.
+    last_end: Option<Instant>,
+    /// On a GPU: `[1]` of f64, 0 until the gradient of a step is no number and NaN from then on, so that the
+    /// steps that are under way by then change nothing either.
+    failed: Option<Tensor>,
 }
 
 impl Trainer {
@@ -103,6 +106,11 @@ impl Trainer {
             ahead: None,
             grads: Grads::new(&decoder.params),
             steps: 0,
+            reported: 0,
+            in_flight: None,
+            stalled: None,
+            last_end: None,
+            failed: None,
             decoder,
             objective,
             examples,
@@ -120,108 +128,14 @@ impl Trainer {
         self
     }
 
-    /// One optimiser step.
-    ///
-    /// # Errors
-    /// When loss or gradient are not finite (the message names the step), or an example cannot be
-    /// trained on. The trainer is then as it was before the step.
-    pub fn step(&mut self) -> Result<StepReport, EngineError> {
-        let started = Instant::now();
-        let step = self.steps + 1;
-        let named = |error| match error {
-            EngineError::NotFinite { what } => EngineError::NotFinite {
-                what: format!("{what} of step {step}"),
-            },
-            error => error,
-        };
-        let how = Accumulation {
-            dropped_loss: step == 1
-                || step.is_multiple_of(self.plan.steps.div_ceil(MEASURED_STEPS).max(1)),
-            ..Accumulation::of(&self.plan, self.seed)
-        };
-        let (decoder, objective) = (&self.decoder, self.objective.as_ref());
-        let (order, examples, plan) = (&mut self.order, &self.examples, &self.plan);
-        let kept = self
-            .ahead
-            .take()
-            .filter(|ahead| ahead.begins == self.cursor);
-        if kept.is_none() {
-            // The first step, or one after a failure or a restart.
-            order.seek(self.cursor, examples);
-        }
-        let mut next = || Ahead::new(order, examples, plan, objective, &how);
-        let this = kept.unwrap_or_else(&mut next);
-        let (prepared, ends) = (this.prepared?, this.ends);
-        self.grads.zero();
-        let grads = &mut self.grads;
-        let (loss, ahead) = thread::scope(|scope| {
-            let ahead = (step < plan.steps).then(|| scope.spawn(next));
-            let loss = match &self.online {
-                None => learn(decoder, objective, &prepared, &how, grads),
-                Some(online) => {
-                    let online = (online.as_ref(), step);
-                    learn_online(decoder, objective, prepared, &how, online, grads)
-                }
-            };
-            let ahead = ahead.map(|ahead| ahead.join().unwrap_or_else(|p| panic::resume_unwind(p)));
-            (loss, ahead)
-        });
-        self.ahead = ahead;
-        let learnt = loss.map_err(named)?;
-        let clip = self
-            .grads
-            .clip(self.plan.clip_norm, &learnt.on_device_rows())?;
-        let learning_rate = learning_rate(&self.plan, self.steps);
-        // A step in which nothing is kept teaches nothing: it must not move the weights by what the
-        // moments remember.
-        let teaches = learnt.counted().kept_tokens > 0;
-        let params = &self.decoder.params;
-        // On a GPU the update is under way before anybody knows loss and norm, and changes nothing where
-        // they are no numbers: the host waits once, when the device has all its work.
-        let ahead = matches!(clip, Clip::OnDevice { .. });
-        if ahead && teaches {
-            self.optimizer
-                .step(params, &mut self.grads, learning_rate, &clip)?;
-        }
-        let known = learnt.read().and_then(|loss| match clip.norm()? {
-            norm if norm.is_finite() => Ok((loss, norm)),
-            _ => Err(EngineError::NotFinite {
-                what: "the gradient".to_owned(),
-            }),
-        });
-        if known.is_err() && ahead && teaches {
-            self.optimizer.forget_step();
-        }
-        let (loss, grad_norm) = known.map_err(named)?;
-        if !ahead && teaches {
-            self.optimizer
-                .step(params, &mut self.grads, learning_rate, &clip)?;
-        }
-        self.steps = step;
-        self.cursor = ends;
-        Ok(StepReport {
-            step,
-            loss: loss.loss,
-            learning_rate,
-            grad_norm,
-            tokens: loss.tokens,
-            kept_tokens: loss.kept_tokens,
-            response_tokens: loss.response_tokens,
-            kept_loss: loss.kept_loss,
-            dropped_loss: loss.dropped_loss,
-            epoch: ends.epoch as f64 + ends.index as f64 / self.examples.len() as f64,
-            seconds: started.elapsed().as_secs_f64(),
-        })
-    }
-
-    /// Steps done.
+    /// Steps done, as far as they have been reported.
     pub fn steps_done(&self) -> u64 {
-        self.steps
+        self.reported
     }
 
     /// Whether the plan's last step is done.
     pub fn is_done(&self) -> bool {
-        self.steps >= self.plan.steps
+        self.reported >= self.plan.steps
     }
 
     /// The model as it is now.
@@ -233,8 +147,9 @@ impl Trainer {
     /// `like`, or with LoRA a PEFT adapter of `like`.
     ///
     /// # Errors
-    /// When it cannot be written; what was there before is untouched.
+    /// When it cannot be written or [`Trainer::is_ahead`]; what was there before is untouched.
     pub fn save_model(&self, folder: &Path, like: &Path) -> Result<(), EngineError> {
+        self.check_settled(folder)?;
         match &self.plan.lora {
             Some(lora) => checkpoint::save_adapter(folder, &self.decoder.params, lora, like),
             None => checkpoint::save_decoder(folder, &self.decoder, like),

@@ -37,8 +37,9 @@ impl Trainer {
     /// whole.
     ///
     /// # Errors
-    /// When it cannot be written; an older state is then untouched.
+    /// When it cannot be written or [`Trainer::is_ahead`]; an older state is then untouched.
     pub fn save_state(&self, folder: &Path) -> Result<(), EngineError> {
+        self.check_settled(folder)?;
         let state = State {
             format: FORMAT,
             run: self.fingerprint()?,
@@ -131,6 +132,9 @@ impl Trainer {
         self.cursor = state.cursor;
         self.ahead = None;
         self.steps = state.steps;
+        self.reported = state.steps;
+        self.in_flight = None;
+        self.stalled = None;
         Ok(())
     }
 

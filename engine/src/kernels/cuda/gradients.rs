@@ -64,11 +64,12 @@ pub(in crate::kernels) fn sums_of_squares(slots: &[&Tensor]) -> Result<Vec<f64>>
 }
 
 /// The norm of all `slots` together, `[1]` of f64, and the factor of `clip`, `[1]` of f32. Both are NaN
-/// where a log-prob of `statistics` is no finite number.
+/// where a log-prob of `statistics` is no finite number, or `failed` is NaN, which it becomes with them.
 pub(in crate::kernels) fn clip(
     slots: &[&Tensor],
     largest: f64,
     statistics: &[&Tensor],
+    failed: Option<&Tensor>,
 ) -> Result<(Tensor, Tensor)> {
     let device = slots[0].device();
     let (partial, _) = chunk_squares(slots, statistics.len())?;
@@ -86,6 +87,7 @@ pub(in crate::kernels) fn clip(
         .tensor(&partial)?
         .tensor(&norm)?
         .tensor(&factor)?
+        .optional(failed)?
         .u32(n)?
         .f32(largest as f32)
         .run((1, 1), 1024)?;

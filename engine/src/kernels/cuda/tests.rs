@@ -261,7 +261,7 @@ fn clipping_matches_its_twin_and_passes_on_what_is_no_number() {
     compare("clip", &inputs, |t| {
         let wide = |t: &Tensor| t.to_dtype(DType::F32).unwrap().copy().unwrap();
         let (a, b) = (wide(&t[0]), wide(&t[1]));
-        let clips = [0.0, 2.0, 1e6].map(|largest| gradients::clip(&[&a, &b], largest, &[]));
+        let clips = [0.0, 2.0, 1e6].map(|largest| gradients::clip(&[&a, &b], largest, &[], None));
         let found: Vec<f32> = clips
             .iter()
             .flat_map(|c| found(c.as_ref().unwrap()))
@@ -272,7 +272,7 @@ fn clipping_matches_its_twin_and_passes_on_what_is_no_number() {
         for (logp, is_number) in [(-3.0, true), (f32::NEG_INFINITY, false), (f32::NAN, false)] {
             let rows = Tensor::new(&[[-1.0, f32::NAN, 0.0, 0.0], [logp, 0.0, 0.0, 0.0]], device);
             let ones = Tensor::ones(7, DType::F32, device).unwrap();
-            let clip = gradients::clip(&[&ones], 1.0, &[&rows.unwrap()]).unwrap();
+            let clip = gradients::clip(&[&ones], 1.0, &[&rows.unwrap()], None).unwrap();
             assert!(
                 found(&clip).iter().all(|n| n.is_finite() == is_number),
                 "{logp}"
@@ -580,7 +580,7 @@ fn adamw_of_a_list_is_that_of_its_tensors() {
             item(2, adamw::MomentPair::Quantised(&m, &v), true),
         ];
         let slots: Vec<&Tensor> = g.iter().collect();
-        let clip = gradients::clip(&slots, clip_to, &[]).unwrap();
+        let clip = gradients::clip(&slots, clip_to, &[], None).unwrap();
         adamw::step(&items, STEP, &clip).unwrap();
         let mut results = t.to_vec();
         results.extend([full[0].0.clone(), full[0].1.clone(), m.scales, v.scales]);
@@ -594,7 +594,7 @@ fn adamw_of_a_list_is_that_of_its_tensors() {
         let zeros = || Tensor::zeros(9, DType::F32, device).unwrap();
         let (g, m, v) = (zeros(), zeros(), zeros());
         let bad = Tensor::new(&[f32::NAN], device).unwrap();
-        let clip = gradients::clip(&[&bad], 1.0, &[]).unwrap();
+        let clip = gradients::clip(&[&bad], 1.0, &[], None).unwrap();
         let item = adamw::Item {
             parameter: &p,
             gradient: &g,

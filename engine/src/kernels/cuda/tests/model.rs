@@ -156,6 +156,62 @@ fn training_follows_the_cpus_losses() {
     }
 }
 
+/// Losses until the plan's end or a step that fails, with its message; steps done; weights.
+fn run_to_its_end(
+    device: &Device,
+    learning_rate: f64,
+    pause: u64,
+) -> (Vec<f64>, Option<String>, u64, Vec<Vec<u32>>) {
+    let plan = TrainPlan {
+        batch_examples: 2,
+        ..TrainPlan::new(6, learning_rate)
+    };
+    let examples = std::sync::Arc::new(test_model::examples(3));
+    let decoder = decoder(None, DType::F32, device);
+    let mut trainer = Trainer::new(decoder, Box::new(NextToken), examples, plan, 0).unwrap();
+    let mut losses = Vec::new();
+    let mut error = None;
+    while !trainer.is_done() && error.is_none() {
+        match trainer.step_towards(pause) {
+            Ok(report) => losses.push(report.loss),
+            Err(failed) => error = Some(failed.to_string()),
+        }
+        let last = trainer.is_done() || error.is_some();
+        assert_eq!(trainer.is_ahead(), pause > 0 && !last);
+        if trainer.is_ahead() {
+            let folder = std::path::Path::new("not written");
+            let refused = trainer.save_state(folder).unwrap_err().to_string();
+            assert!(refused.contains("is under way"), "{refused}");
+        }
+    }
+    if let Some(error) = &error {
+        // It comes again.
+        assert_eq!(&trainer.step().unwrap_err().to_string(), error);
+    }
+    let bits = |t: &candle_core::Tensor| values(t).iter().map(|v| v.to_bits()).collect();
+    let params = trainer.decoder().params.iter();
+    let weights = params.map(|(_, p)| bits(&p.tensor)).collect();
+    (losses, error, trainer.steps_done(), weights)
+}
+
+/// Whether the next step is under way before one is reported makes no difference, not even where a step
+/// fails: the one after it has changed nothing.
+#[test]
+fn steps_ahead_are_steps() {
+    let check = |device: &Device| {
+        for learning_rate in [5e-3, 1e30] {
+            let alone = run_to_its_end(device, learning_rate, 0);
+            let ahead = run_to_its_end(device, learning_rate, u64::MAX);
+            assert_eq!(alone, ahead, "{learning_rate}");
+            assert_eq!(alone.1.is_some(), learning_rate > 1.0);
+        }
+    };
+    in_both_orders(|| check(&Device::Cpu));
+    if let Some(gpu) = gpu() {
+        check(&gpu);
+    }
+}
+
 /// Slopes are measured in f32 whatever the weights are, and nothing of it stays.
 #[test]
 fn gradients_of_bfloat16_weights_are_checked() {
