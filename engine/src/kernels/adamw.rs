@@ -88,11 +88,11 @@ impl Item<'_> {
 /// # Errors
 /// When shapes or the moments' types disagree, or the device has no kernel.
 pub fn step(items: &[Item<'_>], c: Coefficients, clip: &Clip) -> Result<()> {
-    let Some(first) = items.first() else {
+    if items.is_empty() {
         return Ok(());
-    };
+    }
     items.iter().try_for_each(Item::check)?;
-    on_cuda!(first.parameter, super::cuda::adamw::step(items, c, clip));
+    on_cuda!(items[0].parameter, super::cuda::adamw::step(items, c, clip));
     let Clip::Known { factor, .. } = clip else {
         bail!("adamw: clipping on another device than the parameters'");
     };
