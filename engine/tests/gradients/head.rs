@@ -2,7 +2,11 @@
 
 use proptest::prelude::*;
 use t3s_engine::{
-    kernels::cross_entropy::{HeadGradients, run},
+    candle_core::{Result, Tensor},
+    kernels::{
+        Into,
+        cross_entropy::{self, HeadGradients},
+    },
     layers::head::{HeadOutput, HeadRow, SketchSpec},
 };
 
@@ -10,6 +14,18 @@ use crate::{
     model::{random, tensor, values},
     oracle::{self, assert_close, wide},
 };
+
+/// Waited for.
+fn run(
+    hidden: &Tensor,
+    weight: &Tensor,
+    rows: &[HeadRow],
+    sketch: Option<SketchSpec>,
+    gradients: HeadGradients<'_>,
+) -> Result<(HeadOutput, Option<Tensor>)> {
+    let (output, d_hidden) = cross_entropy::run(hidden, weight, rows, sketch, gradients)?;
+    Ok((output.read()?, d_hidden))
+}
 
 fn statistics(logits: &[f32], target: u32) -> HeadOutput {
     // An identity head: the logits are the hidden state.
@@ -51,10 +67,15 @@ proptest! {
             .collect();
         let (h, w) = (tensor(hidden.clone(), &[n, width]), tensor(weight.clone(), &[vocab, width]));
         let slot = tensor(vec![0.0; vocab * width], &[vocab, width]);
-        let gradients = HeadGradients::Hidden { weight_slot: Some(&slot) };
+        let gradients = HeadGradients::Hidden { weight_slot: Some((&slot, Into::Add)) };
         let (output, d_hidden) = run(&h, &w, &rows, None, gradients).unwrap();
         let (alone, none) = run(&h, &w, &rows, None, HeadGradients::None).unwrap();
         prop_assert_eq!(&output, &alone);
+        // What was in the slot is of no account when it is overwritten.
+        let other = tensor(vec![f32::NAN; vocab * width], &[vocab, width]);
+        let gradients = HeadGradients::Hidden { weight_slot: Some((&other, Into::Overwrite)) };
+        run(&h, &w, &rows, None, gradients).unwrap();
+        prop_assert_eq!(values(&other), values(&slot));
         prop_assert!(none.is_none());
 
         let inputs = [wide(&hidden), wide(&weight)];
