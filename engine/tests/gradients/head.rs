@@ -15,7 +15,7 @@ use crate::{
     oracle::{self, assert_close, wide},
 };
 
-/// Waited for.
+/// `cross_entropy::run`, waited for.
 fn run(
     hidden: &Tensor,
     weight: &Tensor,

@@ -40,7 +40,7 @@ impl Bucket {
         heads: Heads,
         offsets: &[u32],
         pattern: AttentionPattern,
-    ) -> std::result::Result<Self, &'static str> {
+    ) -> Result<Self, &'static str> {
         if dtype != DType::BF16 {
             return Err("cuDNN's is for bfloat16");
         }
