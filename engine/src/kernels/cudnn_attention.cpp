@@ -10,6 +10,7 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -203,9 +204,8 @@ uint64_t build(char const *what, Graph &graph, cudnnHandle_t handle) {
     return static_cast<uint64_t>(bytes);
 }
 
-void execute(char const *what, Graph const &graph, cudnnHandle_t handle, cudaStream_t stream,
-             uint64_t const *addresses, uint64_t workspace) {
-    check("cudnnSetStream", fe::detail::set_stream(handle, stream));
+void execute(char const *what, Graph const &graph, cudnnHandle_t handle, uint64_t const *addresses,
+             uint64_t workspace) {
     std::unordered_map<int64_t, void *> tensors;
     for (int64_t uid = Q; uid <= LAST_WITH_ADDRESS; uid++) {
         tensors.emplace(uid, reinterpret_cast<void *>(addresses[uid - Q]));
@@ -243,6 +243,14 @@ int t3s_cudnn_handle(void **handle, char *message, size_t capacity) {
     });
 }
 
+// What the handle builds and starts from now on is ordered by `stream`.
+int t3s_cudnn_set_stream(void *handle, void *stream, char *message, size_t capacity) {
+    return guarded(message, capacity, [&] {
+        check("cudnnSetStream", fe::detail::set_stream(static_cast<cudnnHandle_t>(handle),
+                                                       static_cast<cudaStream_t>(stream)));
+    });
+}
+
 // Both passes' graphs as far as they can be checked without a device; cuDNN is open.
 int t3s_cudnn_validate(Shape const *shape, char *message, size_t capacity) {
     return guarded(message, capacity, [&] {
@@ -267,15 +275,13 @@ int t3s_cudnn_build(void *handle, Shape const *shape, void **plans, uint64_t *wo
     });
 }
 
-// Starts a pass on `stream`. `addresses` has one for each tensor; those of the other pass may be 0.
-int t3s_cudnn_execute(void *handle, void *plans, int32_t backward, void *stream,
-                      uint64_t const *addresses, uint64_t workspace, char *message,
-                      size_t capacity) {
+// Starts a pass. `addresses` has one for each tensor; those of the other pass may be 0.
+int t3s_cudnn_execute(void *handle, void *plans, int32_t backward, uint64_t const *addresses,
+                      uint64_t workspace, char *message, size_t capacity) {
     return guarded(message, capacity, [&] {
         auto const *made = static_cast<Plans const *>(plans);
         execute(backward ? "backward" : "forward", backward ? made->backward : made->forward,
-                static_cast<cudnnHandle_t>(handle), static_cast<cudaStream_t>(stream), addresses,
-                workspace);
+                static_cast<cudnnHandle_t>(handle), addresses, workspace);
     });
 }
 

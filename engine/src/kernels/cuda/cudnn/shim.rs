@@ -9,7 +9,7 @@ use std::{
 
 use candle_core::{
     CudaDevice, Result, bail,
-    cuda_backend::{WrapErr, cudarc::driver::CudaContext},
+    cuda_backend::{WrapErr, cudarc::driver::CudaStream},
 };
 
 use super::Bucket;
@@ -117,6 +117,12 @@ mod sys {
             message: *mut c_char,
             capacity: usize,
         ) -> c_int;
+        pub(super) fn t3s_cudnn_set_stream(
+            handle: *mut c_void,
+            stream: *mut c_void,
+            message: *mut c_char,
+            capacity: usize,
+        ) -> c_int;
         #[cfg(test)]
         pub(super) fn t3s_cudnn_validate(
             shape: *const Shape,
@@ -135,7 +141,6 @@ mod sys {
             handle: *mut c_void,
             plans: *mut c_void,
             backward: i32,
-            stream: *mut c_void,
             addresses: *const u64,
             workspace: u64,
             message: *mut c_char,
@@ -195,8 +200,8 @@ fn dotted(version: u64) -> String {
 struct Session {
     handle: *mut c_void,
     compute_capability: i32,
-    /// The handle belongs to it, so it stays.
-    _context: Arc<CudaContext>,
+    /// What the handle is ordered by; the handle belongs to its context, so it stays.
+    stream: Arc<CudaStream>,
     /// Those of each bucket that was asked for; `None` where cuDNN has none.
     plans: Vec<(Bucket, Option<Plans>)>,
 }
@@ -209,8 +214,9 @@ unsafe impl Send for Session {}
 static SESSIONS: Mutex<Vec<(usize, std::result::Result<Session, String>)>> = Mutex::new(Vec::new());
 
 impl Session {
-    /// Opens the library for the device, whose context is current.
-    fn new(context: Arc<CudaContext>) -> std::result::Result<Self, String> {
+    /// Opens the library for the device of `stream`, whose context is current.
+    fn new(stream: Arc<CudaStream>) -> std::result::Result<Self, String> {
+        let context = stream.context();
         let (major, minor) = context.compute_capability().map_err(|e| e.to_string())?;
         // Asked first: it is no fault of the library, and nothing to install helps.
         if !matches!(major, 9 | 10) {
@@ -229,13 +235,23 @@ impl Session {
                 sys::t3s_cudnn_handle(&raw mut handle, message, capacity)
             }
         })?;
+        set_stream(handle, &stream)?;
         tracing::info!("attention in bfloat16 by cuDNN {}", dotted(version));
         Ok(Self {
             handle,
             compute_capability: major * 10 + minor,
-            _context: context,
+            stream,
             plans: Vec::new(),
         })
+    }
+
+    /// Orders what follows by `stream`.
+    fn order_by(&mut self, stream: Arc<CudaStream>) -> std::result::Result<(), String> {
+        if !Arc::ptr_eq(&self.stream, &stream) {
+            set_stream(self.handle, &stream)?;
+            self.stream = stream;
+        }
+        Ok(())
     }
 
     /// Those for `bucket`, built when it is asked for the first time.
@@ -292,24 +308,35 @@ impl Session {
     }
 }
 
+fn set_stream(handle: *mut c_void, stream: &CudaStream) -> std::result::Result<(), String> {
+    called(|message, capacity| {
+        // SAFETY: the handle is open, the stream of its context lives, and `SESSIONS` is locked.
+        #[expect(unsafe_code, reason = "see the safety comment")]
+        unsafe {
+            sys::t3s_cudnn_set_stream(handle, stream.cu_stream().cast(), message, capacity)
+        }
+    })
+}
+
 /// What is known of the devices. A panic under the lock leaves at most a bucket that is built again.
 fn sessions() -> MutexGuard<'static, Vec<(usize, std::result::Result<Session, String>)>> {
     SESSIONS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// `body` with the device's session and its context current; with the reason where it has none.
+/// `body` with the device's session, its context current and its stream the handle's; with the reason
+/// where it has none.
 fn with_session<R>(
     device: &CudaDevice,
     body: impl FnOnce(std::result::Result<&mut Session, &str>) -> R,
 ) -> Result<R> {
-    let context = device.cuda_stream().context().clone();
-    context.bind_to_thread().w()?;
+    let stream = device.cuda_stream();
+    stream.context().bind_to_thread().w()?;
+    let n = stream.context().ordinal();
     let mut sessions = sessions();
-    let n = context.ordinal();
     let at = match sessions.iter().position(|(known, _)| *known == n) {
         Some(at) => at,
         None => {
-            let session = Session::new(context);
+            let session = Session::new(stream.clone());
             if let Err(why) = &session {
                 tracing::warn!("attention by the portable kernels: {why}");
             }
@@ -318,7 +345,10 @@ fn with_session<R>(
         }
     };
     Ok(match &mut sessions[at].1 {
-        Ok(session) => body(Ok(session)),
+        Ok(session) => match session.order_by(stream) {
+            Ok(()) => body(Ok(session)),
+            Err(error) => bail!("attention: cuDNN: {error}"),
+        },
         Err(why) => body(Err(why)),
     })
 }
@@ -331,8 +361,7 @@ pub(super) fn plans(device: &CudaDevice, bucket: Bucket) -> Result<Option<Plans>
     })
 }
 
-/// Starts a pass on the device's stream, in `workspace`, the address of as many bytes as the plans ask
-/// for.
+/// Starts a pass in `workspace`, the address of as many bytes as the plans ask for.
 pub(super) fn execute(
     device: &CudaDevice,
     plans: Plans,
@@ -352,7 +381,6 @@ pub(super) fn execute(
                     session.handle,
                     plans.plans,
                     pass as i32,
-                    device.cuda_stream().cu_stream().cast(),
                     addresses.0.as_ptr(),
                     workspace,
                     message,
