@@ -4,7 +4,7 @@
 #
 #   tools/gpu-bench.sh [FOLDER [PAIRS]]     # default: the folder this script lies in, 3 pairs
 #
-# Each case by t3s bench and by transformers in turns, with the ratio; t3s alone where T3S_PYTHON
+# Each case by t3s bench and by transformers in turns, with the ratio, then profiles; t3s alone where T3S_PYTHON
 # (python3) has no torch that sees the GPU, no transformers or, for LoRA, no peft. Raw runs go to
 # FOLDER/results/CASE.jsonl, one JSON object a line, as docs/performance keeps them. A case that fails
 # (a model that does not fit, say) is reported, and the others run.
@@ -34,19 +34,33 @@ measure() {
     else
         echo "no peer here: t3s alone"
         for pair in $(seq "$pairs"); do
-            "$T3S" --json bench "$@" > "$runs/$pair-t3s.json" || { failed+=("$case"); break; }
+            # shellcheck disable=SC2086 # several options
+            "$T3S" --json bench "$@" ${T3S_OPTIONS:-} > "$runs/$pair-t3s.json" || { failed+=("$case"); break; }
         done
     fi
     cat "$runs"/*.json > "$results/$case.jsonl"
     rm -r "$runs"
 }
 
+# profile CASE OPTIONS: seconds by kernel, of t3s.
+profile() {
+    local case=$1
+    shift
+    "$T3S" --json bench "$@" --profile --steps 2 --warmup 1 > "$results/profile-$case.json" ||
+        failed+=("profile-$case")
+}
+
 measure train-0.6b-full train --config qwen3-0.6b --seq 1024 --batch 16
-measure train-8b-lora train --config qwen3-8b --method lora --rank 16 --seq 4096 --batch 4 --recompute block
-measure train-8b-full train --config qwen3-8b --seq 4096 --batch 2 --recompute block
+measure train-8b-lora train --config qwen3-8b --method lora --rank 16 --seq 4096 --batch 4 --tokens 4096
+T3S_OPTIONS="--states 8bit" \
+    measure train-8b-full train --config qwen3-8b --seq 4096 --batch 2 --tokens 8192 --recompute block
 measure score-0.6b score --config qwen3-0.6b --seq 1024 --batch 16
-measure score-8b score --config qwen3-8b --seq 4096 --batch 4
+measure score-8b score --config qwen3-8b --seq 4096 --batch 4 --tokens 4096
+measure generate-0.6b generate --config qwen3-0.6b --seq 128 --batch 64 --new-tokens 128
 measure head-0.6b head --config qwen3-0.6b --seq 1024 --batch 16 --kept 0.4
+profile train-0.6b-full train --config qwen3-0.6b --seq 1024 --batch 16
+profile train-8b-lora train --config qwen3-8b --method lora --rank 16 --seq 4096 --batch 4 --tokens 4096
+profile score-8b score --config qwen3-8b --seq 4096 --batch 4 --tokens 4096
 
 echo
 echo "raw runs: $results"

@@ -3,10 +3,11 @@
 #     benches/peers/compare.sh FOLDER PAIRS train|score|generate|head [options that both take]
 # e.g. benches/peers/compare.sh out 5 train --config qwen3-0.6b --seq 1024 --batch 16
 # Every run's JSON goes into FOLDER. T3S names the program (target/release/t3s), T3S_PYTHON a Python with torch
-# (.venv/bin/python or python3), PEER_OPTIONS what only the peer takes, such as --compile.
+# (.venv/bin/python or python3), PEER_OPTIONS what only the peer takes, such as --compile, T3S_OPTIONS what
+# only t3s takes, such as --states 8bit.
 set -euo pipefail
 if [ $# -lt 3 ]; then
-    sed -n '2,6s/^# //p' "$0" >&2
+    sed -n '2,7s/^# //p' "$0" >&2
     exit 2
 fi
 here=$(cd "$(dirname "$0")" && pwd)
@@ -17,7 +18,8 @@ python=${T3S_PYTHON:-$here/../../.venv/bin/python}
 [ -x "$python" ] || python=python3
 mkdir -p "$folder"
 for pair in $(seq "$pairs"); do
-    "$t3s" --json bench "$@" >"$folder/$pair-t3s.json"
+    # shellcheck disable=SC2086 # several options
+    "$t3s" --json bench "$@" ${T3S_OPTIONS:-} >"$folder/$pair-t3s.json"
     # shellcheck disable=SC2086 # several options
     "$python" "$here/hf_train.py" "$@" ${PEER_OPTIONS:-} >"$folder/$pair-peer.json"
 done

@@ -150,7 +150,7 @@ pub fn merge(terms: &[Term], out: &Path) -> Result<Merged, MergeError> {
             let mut to = BufWriter::new(File::create(&path).map_err(io(&path, "create"))?);
             to.write_all(file.header()).map_err(io(&path, "write"))?;
             for (name, info) in file.in_order() {
-                let mut bytes = file.bytes(&name)?;
+                let mut bytes = file.bytes(&name)?.to_vec();
                 let rest = others
                     .iter_mut()
                     .map(|other| other.part(&name))

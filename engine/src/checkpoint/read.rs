@@ -1,13 +1,14 @@
-//! Tensors out of safetensors files, one at a time: no file is ever held whole.
+//! Tensors out of safetensors files, mapped into memory: what is read goes from the file's pages to where
+//! it is computed with.
 
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::{Read, Seek, SeekFrom},
     path::{Path, PathBuf},
 };
 
 use candle_core::{DType, Device, Tensor};
+use memmap2::Mmap;
 use safetensors::{
     Dtype,
     tensor::{Metadata, TensorInfo},
@@ -19,14 +20,14 @@ use crate::error::EngineError;
 /// Longest header that the format allows, bytes.
 const MAX_HEADER: u64 = 100_000_000;
 
-/// An opened safetensors file.
+/// An opened safetensors file. It has to keep its length while it is open: this program replaces files
+/// whole and never shortens one.
 #[derive(Debug)]
 pub struct TensorFile {
     path: PathBuf,
-    file: File,
-    /// The length prefix and the header, as they stand.
-    header: Vec<u8>,
-    length: u64,
+    map: Mmap,
+    /// Bytes of the length prefix and the header.
+    header: usize,
     tensors: BTreeMap<String, TensorInfo>,
 }
 
@@ -41,26 +42,31 @@ impl TensorFile {
             path: path.to_owned(),
             message,
         };
-        let mut file = File::open(path).map_err(io)?;
+        let file = File::open(path).map_err(io)?;
         let length = file.metadata().map_err(io)?.len();
-        let mut prefix = [0; 8];
         if length < 8 {
             return Err(broken(format!(
                 "{length} bytes are no safetensors file; copy or download it again"
             )));
         }
-        file.read_exact(&mut prefix).map_err(io)?;
-        let size = u64::from_le_bytes(prefix);
+        // SAFETY: the file is mapped for reading. Whoever changed it meanwhile would change weights, which
+        // are numbers whatever their bits are; whoever shortened it would end this process, see the
+        // type's documentation.
+        #[expect(unsafe_code, reason = "see the safety comment")]
+        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
+        let length = map.len() as u64;
+        let Some(prefix) = map.first_chunk() else {
+            return Err(broken("has been shortened; copy it again".to_owned()));
+        };
+        let size = u64::from_le_bytes(*prefix);
         if size > MAX_HEADER || size > length - 8 {
             return Err(broken(format!(
                 "its header should have {size} bytes and the file has {length}; it is truncated \
                  or no safetensors file"
             )));
         }
-        let mut header = prefix.to_vec();
-        header.resize(8 + size as usize, 0);
-        file.read_exact(&mut header[8..]).map_err(io)?;
-        let metadata: Metadata = serde_json::from_slice(&header[8..])
+        let header = 8 + size as usize;
+        let metadata: Metadata = serde_json::from_slice(&map[8..header])
             .map_err(|e| broken(format!("its header is no safetensors header: {e}")))?;
         let tensors = metadata
             .tensors()
@@ -69,9 +75,8 @@ impl TensorFile {
             .collect();
         Ok(Self {
             path: path.to_owned(),
-            file,
+            map,
             header,
-            length,
             tensors,
         })
     }
@@ -121,7 +126,7 @@ impl TensorFile {
     /// The length prefix and the header, as they stand in the file: what data in the same order has
     /// to follow.
     pub fn header(&self) -> &[u8] {
-        &self.header
+        &self.map[..self.header]
     }
 
     /// The tensors' names, sorted.
@@ -157,11 +162,11 @@ impl TensorFile {
             }
             end = to;
         }
-        let expected = (self.header.len() as u64).saturating_add(end as u64);
-        if expected != self.length {
+        let expected = self.header.saturating_add(end);
+        if expected != self.map.len() {
             return Err(self.broken(format!(
                 "should have {expected} bytes and has {}; copy or download it again",
-                self.length
+                self.map.len()
             )));
         }
         Ok(())
@@ -171,7 +176,7 @@ impl TensorFile {
     ///
     /// # Errors
     /// When there is no such tensor, the header contradicts itself, or the file is truncated.
-    pub fn bytes(&mut self, name: &str) -> Result<Vec<u8>, EngineError> {
+    pub fn bytes(&self, name: &str) -> Result<&[u8], EngineError> {
         let Some(info) = self.tensors.get(name) else {
             return Err(self.broken(format!("has no tensor {name}")));
         };
@@ -184,26 +189,21 @@ impl TensorFile {
                 info.dtype
             )));
         }
-        let data = self.header.len() as u64;
-        let end_in_file = data.saturating_add(end as u64);
-        if end_in_file > self.length {
-            return Err(self.broken(format!(
-                "tensor {name} of shape {shape:?} should end at byte {end_in_file}, but the file \
-                 has {} bytes: it is truncated; copy or download it again",
-                self.length
-            )));
-        }
-        let mut bytes = vec![0; end - start];
-        self.file
-            .seek(SeekFrom::Start(data + start as u64))
-            .and_then(|_| self.file.read_exact(&mut bytes))
-            .map_err(|source| EngineError::io(&self.path, source))?;
-        Ok(bytes)
+        let end_in_file = self.header.saturating_add(end);
+        self.map
+            .get(self.header.saturating_add(start)..end_in_file)
+            .ok_or_else(|| {
+                self.broken(format!(
+                    "tensor {name} of shape {shape:?} should end at byte {end_in_file}, but the file \
+                     has {} bytes: it is truncated; copy or download it again",
+                    self.map.len()
+                ))
+            })
     }
 
     /// Reads one tensor. It is converted on the host, so that a device never holds another type of it
-    /// than the one that was asked for; where the file has that type, nothing is converted.
-    fn tensor(&mut self, wanted: &Wanted, device: &Device) -> Result<Tensor, EngineError> {
+    /// than the one that was asked for; where the file has that type, the device copies it from there.
+    fn tensor(&self, wanted: &Wanted, device: &Device) -> Result<Tensor, EngineError> {
         let Wanted { name, shape, .. } = wanted;
         let info = &self.tensors[name];
         if info.shape != *shape {
@@ -225,8 +225,10 @@ impl TensorFile {
             }
         };
         let bytes = self.bytes(name)?;
-        let tensor = Tensor::from_raw_buffer(&bytes, dtype, shape, &Device::Cpu)?;
-        drop(bytes);
+        if dtype == wanted.dtype {
+            return Ok(Tensor::from_raw_buffer(bytes, dtype, shape, device)?);
+        }
+        let tensor = Tensor::from_raw_buffer(bytes, dtype, shape, &Device::Cpu)?;
         Ok(tensor.to_dtype(wanted.dtype)?.to_device(device)?)
     }
 

@@ -74,10 +74,11 @@ impl Model {
     /// The tensor `name`, or what stands for it.
     pub(super) fn tensor(&mut self, name: &str) -> Result<(Dtype, Vec<u8>), MergeError> {
         let name = self.twins.get(name).map_or(name, String::as_str);
-        let file = &mut self.files[self.place[name]];
+        let file = &self.files[self.place[name]];
         let dtype = file.info(name).map(|info| info.dtype);
         let bytes = file.bytes(name)?;
-        Ok((dtype.expect("bytes() has refused an unknown name"), bytes))
+        let dtype = dtype.expect("bytes() has refused an unknown name");
+        Ok((dtype, bytes.to_vec()))
     }
 
     /// The same tensors with the same shapes? What only one of the two has must be a copy of
