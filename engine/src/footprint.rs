@@ -17,7 +17,13 @@ use t3s_core::{
 
 use crate::{
     adamw::state_bytes,
-    kernels::buffers::{KEPT_LISTS, head_chunk_rows, rotary_warps, run_of},
+    kernels::{
+        attention::Heads,
+        buffers::{
+            CUDNN_PART_SCORES, KEPT_LISTS, ROTARY_WARPS, cudnn_score_bytes, head_chunk_rows,
+            rotary_warps, run_of,
+        },
+    },
     layers::lora,
     trainer::checked_blocks,
 };
@@ -197,19 +203,20 @@ impl<'a> Footprint<'a> {
         // `Decoder::backward`, `RmsNorm::backward`: the input, the gradient, its copy.
         let final_norm = 3 * width + self.norm_sums(pass.rows);
         let ends = kept + running.max(head).max(final_norm);
-        ends.max(self.blocks_backward(pass.rows, blocks))
+        ends.max(self.blocks_backward(pass, blocks))
     }
 
     /// The loop of `Decoder::backward`: the segment that takes most, of the input gradient (`dx`), what
     /// the tape still has, and what the blocks do.
-    fn blocks_backward(&self, rows: u64, blocks: usize) -> u64 {
+    fn blocks_backward(&self, pass: PassRows, blocks: usize) -> u64 {
+        let rows = pass.rows;
         let width = rows * self.width();
         let layers = self.spec.n_layers;
         let segments = (0..layers).step_by(blocks).enumerate();
         let segment = segments.map(|(index, first)| {
             let end = (first + blocks).min(layers);
             let last = end - 1;
-            let inside = self.backward_beside_saved(last, rows);
+            let inside = self.backward_beside_saved(last, pass);
             let (tape, work) = match self.recompute {
                 Recompute::None => (self.saved(0..first, rows), inside),
                 // The inputs of the segments before this one; its blocks are run again.
@@ -262,25 +269,49 @@ impl<'a> Footprint<'a> {
     }
 
     /// `Block::backward`: most bytes beside what is saved, its input included, and beside `dy`.
-    fn backward_beside_saved(&self, layer: usize, rows: u64) -> u64 {
+    fn backward_beside_saved(&self, layer: usize, pass: PassRows) -> u64 {
+        let rows = pass.rows;
         // `SwiGlu::backward`: the product of gate and up again, then `dx`.
         let mlp = rows * self.hidden(layer).max(self.width());
         // The norm turns it into `d_middle`; gate, up and their input are gone.
         let gone = rows * (self.mlp_saved(layer) + self.width());
         let norm = rows * self.width() + self.norm_sums(rows);
         // `Attention::backward` beside `d_middle`: `d_out`, `dq`, `dk`, `dv`; at first with what
-        // `attention::backward` needs (delta), then with the sums of the heads' norms, then with `dx` (and
+        // `attention::backward` needs (delta, or cuDNN's room), then with the sums of the heads' norms, then with `dx` (and
         // one tensor of all three where they are one projection).
         let fused = match self.spec.fused_qkv() {
             true => self.queries() + 2 * self.keys(),
             false => 0,
         };
         let gradients = rows * (2 * self.queries() + 2 * self.keys());
-        let delta = rows * self.log_sums();
+        let room = match self.cudnn_room(pass) {
+            0 => rows * self.log_sums(),
+            room => room,
+        };
         let input = rows * (self.width() + fused) + self.adapter(rows);
-        let attention =
-            rows * self.width() + gradients + delta.max(self.head_sums(rows)).max(input);
+        let attention = rows * self.width() + gradients + room.max(self.head_sums(rows)).max(input);
         (mlp + self.adapter(rows)).max(norm.max(attention).saturating_sub(gone))
+    }
+
+    /// kernels/cuda/cudnn.rs `parts`: what the backward pass of the part that takes most works in; 0 where
+    /// this build or these heads have no attention by cuDNN.
+    fn cudnn_room(&self, pass: PassRows) -> u64 {
+        let dim = self.spec.head_dim;
+        let applies = cfg!(cudnn_attention)
+            && self.dtype == DType::BF16
+            && (64..=256).contains(&dim)
+            && dim.is_multiple_of(16);
+        if !applies || pass.rows == 0 {
+            return 0;
+        }
+        let heads = Heads {
+            n_heads: self.spec.n_heads,
+            n_kv_heads: self.spec.n_kv_heads,
+            head_dim: dim,
+        };
+        let longest = pass.positions.max(1);
+        let bytes = |examples| cudnn_score_bytes(heads, examples as usize, longest as usize);
+        bytes(1).max(bytes(pass.rows.div_ceil(longest)).min(CUDNN_PART_SCORES))
     }
 
     /// kernels/cuda/rms_norm.rs `backward_in_place`: partial sums, where the norm learns.
@@ -296,7 +327,7 @@ impl<'a> Footprint<'a> {
     fn head_sums(&self, rows: u64) -> u64 {
         let warps = rotary_warps(rows as usize * self.spec.n_heads) as u64;
         match self.spec.qk_norm && self.lora.is_none() {
-            true => warps * self.spec.head_dim as u64 * F32,
+            true => warps / ROTARY_WARPS as u64 * self.spec.head_dim as u64 * F32,
             false => 0,
         }
     }

@@ -1,5 +1,7 @@
 //! How large the buffers of the CUDA kernels are: for the kernels, and for who predicts memory.
 
+use super::attention::Heads;
+
 /// Logits of the head that are there at a time: 512 MiB of f32. Some 900 rows of a vocabulary of
 /// 150 000, which a matrix product of full speed needs.
 const CHUNK_LOGITS: usize = 1 << 27;
@@ -29,4 +31,25 @@ pub(crate) fn run_of(rows: usize) -> usize {
 /// Warps that share the heads of a batch where the gradient of their norm is summed.
 pub(crate) fn rotary_warps(items: usize) -> usize {
     items.min(MOST_WARPS).next_multiple_of(ROTARY_WARPS)
+}
+
+/// Bytes of scores' gradients of a part of a batch that cuDNN computes together, if it has several
+/// examples.
+pub(crate) const CUDNN_PART_SCORES: u64 = 1 << 30;
+
+/// Rows that cuDNN's plans have for the longest example: the next of 128, 192, 256, 384, 512, 768, ...,
+/// since the room that the backward pass works in grows with the square.
+pub(crate) fn cudnn_longest(longest: usize) -> usize {
+    let power = longest.next_power_of_two().max(128);
+    match longest <= power / 4 * 3 && power > 128 {
+        true => power / 4 * 3,
+        false => power,
+    }
+}
+
+/// What cuDNN's deterministic backward pass works in on compute capability 9, about: the gradient of each
+/// score in bfloat16, as if all of `examples` (rounded up to a power of two) were as long as the longest.
+pub(crate) fn cudnn_score_bytes(heads: Heads, examples: usize, longest: usize) -> u64 {
+    let pairs = (cudnn_longest(longest) as u64).pow(2);
+    2 * examples.next_power_of_two() as u64 * heads.n_heads as u64 * pairs
 }

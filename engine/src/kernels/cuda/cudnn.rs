@@ -7,16 +7,24 @@
 #[cfg(cudnn_attention)]
 mod shim;
 
+use std::ops::Range;
+
 use candle_core::DType;
 #[cfg(cudnn_attention)]
 use candle_core::{Device, Result, Tensor};
 use t3s_core::AttentionPattern;
 
-use crate::kernels::attention::Heads;
 #[cfg(cudnn_attention)]
 use crate::kernels::{
     attention::Forwarded,
     cuda::memory::{address, indices, one_dtype, overwritten},
+};
+use crate::kernels::{
+    attention::Heads,
+    buffers::{
+        CUDNN_PART_SCORES as PART_SCORES, cudnn_longest as rounded,
+        cudnn_score_bytes as score_bytes,
+    },
 };
 
 /// What a pair of plans (one for each pass) is built for.
@@ -115,16 +123,6 @@ fn lengths(offsets: &[u32]) -> impl Iterator<Item = u32> {
         .filter(|len| *len > 0)
 }
 
-/// The next of 128, 192, 256, 384, 512, 768, ...: the room that the backward pass works in grows with
-/// the square.
-fn rounded(longest: usize) -> usize {
-    let power = longest.next_power_of_two().max(128);
-    match longest <= power / 4 * 3 && power > 128 {
-        true => power / 4 * 3,
-        false => power,
-    }
-}
-
 /// Four lists in one.
 #[derive(Debug, PartialEq, Eq)]
 struct Layout {
@@ -142,15 +140,43 @@ impl Layout {
     }
 }
 
+/// The examples of a batch in parts, one after the other: each has room for the scores of its backward
+/// pass, which takes as many as if all its examples were as long as its longest. Indices into `offsets`.
+pub(super) fn parts(heads: Heads, offsets: &[u32]) -> Vec<Range<usize>> {
+    let mut parts: Vec<Range<usize>> = Vec::new();
+    let (mut examples, mut longest) = (0, 0);
+    for (example, rows) in offsets.windows(2).enumerate() {
+        let len = (rows[1] - rows[0]) as usize;
+        (examples, longest) = (examples + usize::from(len > 0), len.max(longest));
+        let fits = score_bytes(heads, examples, longest) <= PART_SCORES;
+        match parts.last_mut() {
+            Some(part) if fits || examples <= 1 => part.end = example + 1,
+            _ => {
+                parts.push(example..example + 1);
+                (examples, longest) = (usize::from(len > 0), len);
+            }
+        }
+    }
+    parts
+}
+
 /// The plans for a batch, and the batch's layout on the device.
 #[cfg(cudnn_attention)]
 pub(super) struct Packed {
-    plans: shim::Plans,
+    parts: Vec<Part>,
     device: Device,
+    heads: Heads,
+}
+
+/// Neighbouring examples that are computed together.
+#[cfg(cudnn_attention)]
+struct Part {
+    /// First row and number of rows.
+    rows: (usize, usize),
+    plans: shim::Plans,
     /// [`Layout::values`], which lives until the pass is under way.
     layout: Tensor,
     begins: [usize; 4],
-    heads: Heads,
 }
 
 #[cfg(cudnn_attention)]
@@ -167,29 +193,49 @@ impl Packed {
         offsets: &[u32],
         pattern: AttentionPattern,
     ) -> Result<Option<Self>> {
-        let Device::Cuda(device) = tensors[0].device() else {
+        let Device::Cuda(cuda) = tensors[0].device() else {
             return Ok(None);
         };
         let dtype = one_dtype("attention", tensors)?;
-        let Some(bucket) = Bucket::of(dtype, heads, offsets, pattern) else {
-            return Ok(None);
-        };
         // Views of whole rows of a new tensor are aligned.
         for tensor in tensors {
             if !address("attention", tensor)?.is_multiple_of(16) {
                 return Ok(None);
             }
         }
-        let Some(plans) = shim::plans(device, bucket)? else {
-            return Ok(None);
-        };
-        let layout = bucket.layout(offsets);
         let device = tensors[0].device();
-        Ok(Some(Self {
-            plans,
+        let mut found = Vec::new();
+        for part in parts(heads, offsets) {
+            let first = offsets[part.start];
+            let own: Vec<u32> = offsets[part.start..=part.end]
+                .iter()
+                .map(|row| row - first)
+                .collect();
+            let rows = own[own.len() - 1] as usize;
+            if rows == 0 {
+                continue;
+            }
+            let Some(bucket) = Bucket::of(dtype, heads, &own, pattern) else {
+                return Ok(None);
+            };
+            // Where a part begins the log-sum-exp has to be aligned too.
+            if !(first as usize * heads.n_heads).is_multiple_of(4) {
+                return Ok(None);
+            }
+            let Some(plans) = shim::plans(cuda, bucket)? else {
+                return Ok(None);
+            };
+            let layout = bucket.layout(&own);
+            found.push(Part {
+                rows: (first as usize, rows),
+                plans,
+                layout: indices(&layout.values, device)?,
+                begins: layout.begins,
+            });
+        }
+        Ok((!found.is_empty()).then(|| Self {
+            parts: found,
             device: device.clone(),
-            layout: indices(&layout.values, device)?,
-            begins: layout.begins,
             heads,
         }))
     }
@@ -238,12 +284,27 @@ impl Packed {
     }
 
     fn run(&self, pass: shim::Pass, tensors: &[(shim::Tensors, &Tensor)]) -> Result<()> {
-        let Device::Cuda(device) = &self.device else {
-            unreachable!("`of` has asked")
+        self.parts
+            .iter()
+            .try_for_each(|part| part.run(&self.device, pass, tensors))
+    }
+}
+
+#[cfg(cudnn_attention)]
+impl Part {
+    fn run(
+        &self,
+        device: &Device,
+        pass: shim::Pass,
+        tensors: &[(shim::Tensors, &Tensor)],
+    ) -> Result<()> {
+        let Device::Cuda(cuda) = device else {
+            unreachable!("`Packed::of` has asked")
         };
         let mut addresses = shim::Addresses::default();
         for (place, tensor) in tensors {
-            addresses.set(*place, address("attention", tensor)?);
+            let rows = tensor.narrow(0, self.rows.0, self.rows.1)?;
+            addresses.set(*place, address("attention", &rows)?);
         }
         let layout = address("attention", &self.layout)?;
         let lists = [
@@ -257,11 +318,11 @@ impl Packed {
         }
         // Freed in the order of the stream, like everything else here: after the pass.
         let bytes = self.plans.workspace(pass).max(1);
-        let workspace = overwritten(bytes, DType::U8, &self.device)?;
+        let workspace = overwritten(bytes, DType::U8, device)?;
         let room = address("attention", &workspace)?;
         let named = || format!("attention cudnn {pass:?}");
-        crate::profile::around(device, named, || {
-            shim::execute(device, self.plans, pass, &addresses, room)
+        crate::profile::around(cuda, named, || {
+            shim::execute(cuda, self.plans, pass, &addresses, room)
         })
     }
 }
@@ -307,6 +368,53 @@ mod tests {
         }
         let sizes = [1, 128, 129, 192, 193, 1025, 1536, 1537].map(rounded);
         assert_eq!(sizes, [128, 128, 192, 192, 256, 1536, 1536, 2048]);
+    }
+
+    #[test]
+    fn parts_cover_the_examples_and_have_room() {
+        let heads = Heads {
+            n_heads: 32,
+            n_kv_heads: 8,
+            head_dim: 128,
+        };
+        let offsets = |lengths: &[u32]| -> Vec<u32> {
+            let mut offsets = vec![0];
+            for len in lengths {
+                offsets.push(offsets[offsets.len() - 1] + len);
+            }
+            offsets
+        };
+        let of = |lengths: &[u32]| -> Vec<(usize, usize)> {
+            let parts = parts(heads, &offsets(lengths)).into_iter();
+            parts.map(|part| (part.start, part.end)).collect()
+        };
+        assert!(of(&[]).is_empty());
+        assert_eq!(of(&[0, 0]), [(0, 2)]);
+        // 16 of 1024 take 1 GiB; one of 4096 takes as much.
+        assert_eq!(of(&[1024; 16]), [(0, 16)]);
+        assert_eq!(of(&[1024; 17]), [(0, 16), (16, 17)]);
+        assert_eq!(
+            of(&[4096, 4000, 100, 0, 300, 4096]),
+            [(0, 1), (1, 2), (2, 5), (5, 6)]
+        );
+        // Longer than a part has room for: by itself.
+        assert_eq!(of(&[5, 9000, 0, 7]), [(0, 1), (1, 3), (3, 4)]);
+        for lengths in [vec![777; 40], (1..200).map(|i| 37 * i % 3000).collect()] {
+            let (parts, offsets) = (of(&lengths), offsets(&lengths));
+            assert_eq!(parts[0].0, 0);
+            assert_eq!(parts[parts.len() - 1].1, lengths.len());
+            assert!(parts.windows(2).all(|two| two[0].1 == two[1].0));
+            for (start, end) in parts {
+                let own: Vec<u32> = lengths[start..end]
+                    .iter()
+                    .copied()
+                    .filter(|l| *l > 0)
+                    .collect();
+                let longest = own.iter().copied().max().unwrap_or(0) as usize;
+                assert!(own.len() <= 1 || score_bytes(heads, own.len(), longest) <= PART_SCORES);
+                assert!(offsets[end] >= offsets[start]);
+            }
+        }
     }
 
     #[test]

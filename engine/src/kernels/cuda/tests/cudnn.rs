@@ -7,7 +7,7 @@ use t3s_core::AttentionPattern;
 use super::{attention_both_ways, attention_inputs, error, gpu, same};
 use crate::kernels::{
     attention::{self, Forwarded, Heads},
-    cuda::cudnn::{Bucket, Packed, missing},
+    cuda::cudnn::{Bucket, Packed, missing, parts},
 };
 
 /// Largest difference over the largest value of an example. cuDNN rounds probabilities, the gradients
@@ -146,6 +146,17 @@ fn attention_by_cudnn_matches_its_twins() {
         check(&gpu, heads(2, 1, 80), &[128, 129, 3], pattern);
         check(&gpu, heads(2, 1, 256), &[70, 190], pattern);
     }
+}
+
+/// Long examples beside short ones are computed in parts, each from its own first row on.
+#[test]
+fn attention_by_cudnn_in_parts_matches_its_twins() {
+    let Some(gpu) = library() else {
+        return;
+    };
+    let lengths = [4096, 129, 4000, 2, 700];
+    assert!(parts(heads(16, 8, 64), &offsets(&lengths)).len() > 1);
+    check(&gpu, heads(16, 8, 64), &lengths, AttentionPattern::Causal);
 }
 
 /// Many short examples and a long one: most of the surplus that rounding up makes.
