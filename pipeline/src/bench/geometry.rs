@@ -64,7 +64,12 @@ pub fn open(config: &str, registry: &Registry) -> Result<DecoderSpec, PipelineEr
 
 #[cfg(test)]
 mod tests {
-    use t3s_core::decoder_spec::TensorRole;
+    use candle_core::DType;
+    use t3s_core::{
+        decoder_spec::TensorRole,
+        plan::{LoraPlan, Recompute, StatePrecision, TrainPlan},
+    };
+    use t3s_engine::{Footprint, footprint::PassRows};
 
     use super::*;
 
@@ -114,6 +119,42 @@ mod tests {
         assert!(
             error.contains("\"qwen3-9b\"") && error.contains("qwen3-8b"),
             "{error}"
+        );
+    }
+
+    /// Qwen3-8B on a GPU of 80 GB: an adapter over 16 k packed tokens, and all weights over 8 k with
+    /// moments of 8 bits. Predicted bytes, as `t3s check` counts them.
+    #[test]
+    fn eight_billion_weights_fit_in_80_gb() {
+        let spec = open("qwen3-8b", &Registry::linked().unwrap()).unwrap();
+        let bytes = |lora: Option<LoraPlan>, states, rows| {
+            let mut plan = TrainPlan {
+                lora,
+                recompute: Recompute::Block,
+                ..TrainPlan::new(1, 1e-4)
+            };
+            plan.adamw.states = states;
+            Footprint::of(&spec, DType::BF16, &plan).training(PassRows {
+                rows,
+                asked: rows,
+                positions: 4096,
+            })
+        };
+        let adapter = LoraPlan {
+            rank: 16,
+            ..LoraPlan::default()
+        };
+        for (lora, states, rows) in [
+            (Some(adapter), StatePrecision::F32, 16 << 10),
+            (None, StatePrecision::Bits8, 8 << 10),
+        ] {
+            let gigabytes = bytes(lora.clone(), states, rows) as f64 / 1e9;
+            println!("{:?}, {rows} rows: {gigabytes:.1} GB", lora.map(|l| l.rank));
+            assert!(gigabytes < 78.0, "{gigabytes} GB");
+        }
+        println!(
+            "bf16 states: {:.1} GB",
+            bytes(None, StatePrecision::Bf16, 8 << 10) as f64 / 1e9
         );
     }
 }
