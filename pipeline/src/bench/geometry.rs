@@ -148,13 +148,8 @@ mod tests {
             (Some(adapter), StatePrecision::F32, 16 << 10),
             (None, StatePrecision::Bits8, 8 << 10),
         ] {
-            let gigabytes = bytes(lora.clone(), states, rows) as f64 / 1e9;
-            println!("{:?}, {rows} rows: {gigabytes:.1} GB", lora.map(|l| l.rank));
+            let gigabytes = bytes(lora, states, rows) as f64 / 1e9;
             assert!(gigabytes < 78.0, "{gigabytes} GB");
         }
-        println!(
-            "bf16 states: {:.1} GB",
-            bytes(None, StatePrecision::Bf16, 8 << 10) as f64 / 1e9
-        );
     }
 }
