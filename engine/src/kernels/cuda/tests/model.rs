@@ -183,7 +183,10 @@ fn two_hundred_steps_follow_the_cpus_losses() {
         let apart = found.iter().zip(&wanted).map(|(f, w)| (f - w).abs());
         let worst = apart.fold(0.0, f64::max) / wanted[0];
         eprintln!("{dtype:?}: {worst:.2e} of the first loss apart at most");
-        assert!(worst < bound, "{dtype:?}: {worst}, {found:?} and {wanted:?}");
+        assert!(
+            worst < bound,
+            "{dtype:?}: {worst}, {found:?} and {wanted:?}"
+        );
     }
 }
 
@@ -194,27 +197,32 @@ fn run_to_its_end(
     pause: u64,
 ) -> (Vec<f64>, Option<String>, u64, Vec<Vec<u32>>) {
     let plan = TrainPlan {
-        batch_examples: 2,
+        batch_examples: 1,
         ..TrainPlan::new(6, learning_rate)
     };
-    let examples = std::sync::Arc::new(test_model::examples(3));
+    let mut examples = test_model::examples(3);
+    // In two of the six steps nothing is kept.
+    examples[1].weights.fill(0.0);
+    let examples = std::sync::Arc::new(examples);
     let decoder = decoder(None, DType::F32, device);
     let mut trainer = Trainer::new(decoder, Box::new(NextToken), examples, plan, 0).unwrap();
     let mut losses = Vec::new();
-    let mut error = None;
+    let (mut error, mut ahead) = (None, 0);
     while !trainer.is_done() && error.is_none() {
         match trainer.step_towards(pause) {
             Ok(report) => losses.push(report.loss),
             Err(failed) => error = Some(failed.to_string()),
         }
         let last = trainer.is_done() || error.is_some();
-        assert_eq!(trainer.is_ahead(), pause > 0 && !last);
+        assert!(!trainer.is_ahead() || (pause > 0 && !last));
         if trainer.is_ahead() {
+            ahead += 1;
             let folder = std::path::Path::new("not written");
             let refused = trainer.save_state(folder).unwrap_err().to_string();
             assert!(refused.contains("is under way"), "{refused}");
         }
     }
+    assert_eq!(ahead > 0, pause > 0);
     if let Some(error) = &error {
         // It comes again.
         assert_eq!(&trainer.step().unwrap_err().to_string(), error);
