@@ -139,8 +139,11 @@ pub fn clip(
         let (norm, factor) = super::cuda::gradients::clip(slots, largest, statistics, failed)?;
         return Ok(Clip::OnDevice { norm, factor });
     }
-    // Nothing learns in this step, or everything is known.
-    debug_assert!(statistics.is_empty(), "what the CPU has found is known");
+    // Everything is known, or nothing is learnt in this step.
+    debug_assert!(
+        statistics.is_empty() && (failed.is_none() || slots.is_empty()),
+        "what the CPU has found is known"
+    );
     let norm = sums_of_squares(slots)?.iter().sum::<f64>().sqrt();
     let factor = match largest > 0.0 && norm > largest {
         true => largest / norm,
