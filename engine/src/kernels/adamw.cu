@@ -159,12 +159,6 @@ struct alignas(8) Codes {
     }
 };
 
-// The largest over the warp of numbers not below 0.
-__device__ __forceinline__ float warp_max(float v) {
-    for (int offset = 16; offset > 0; offset /= 2) v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, offset));
-    return v;
-}
-
 // `[adamw-8bit]`: a warp has 256 neighbouring elements, which share a scale. `maps`: that of the first
 // moment, then that of the second.
 template <typename T>

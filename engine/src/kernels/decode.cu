@@ -11,23 +11,6 @@ template <typename T> struct Vector {
     static constexpr u32 N = 16 / sizeof(T);
 };
 
-__device__ __forceinline__ void widen_16_bytes(const float *from, float to[4]) {
-    const uint4 v = load_16_bytes(from);
-    to[0] = __uint_as_float(v.x);
-    to[1] = __uint_as_float(v.y);
-    to[2] = __uint_as_float(v.z);
-    to[3] = __uint_as_float(v.w);
-}
-__device__ __forceinline__ void widen_16_bytes(const bf16 *from, float to[8]) {
-    const uint4 v = load_16_bytes(from);
-    const u32 words[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-    for (u32 i = 0; i < 4; i++) {
-        to[2 * i] = __uint_as_float(words[i] << 16);
-        to[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
-    }
-}
-
 // The vector number `v` of a row of d elements, as floats; zeros past the row's end. `whole`: rows are
 // whole vectors, and aligned.
 template <typename T>
@@ -183,9 +166,7 @@ __device__ void attend(const T *q, const T *keys, const T *values, const u32 *st
         for (u32 g = threadIdx.x / 32; g < n_heads; g += ATTEND_THREADS / 32) {
             float top = -INFINITY, total = 0.0f;
             for (u32 i = threadIdx.x % 32; i < n; i += 32) top = fmaxf(top, scores[g * CHUNK + i]);
-            for (int offset = 16; offset > 0; offset /= 2) {
-                top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, offset));
-            }
+            top = warp_max(top);
             for (u32 i = threadIdx.x % 32; i < n; i += 32) {
                 const float weight = expf(scores[g * CHUNK + i] - top);
                 scores[g * CHUNK + i] = weight;

@@ -33,10 +33,27 @@ __device__ __forceinline__ u32 pack(float low, float high) {
            static_cast<u32>(__bfloat16_as_ushort(__float2bfloat16_rn(high))) << 16;
 }
 
-// 16 bytes, moved by one instruction.
-struct alignas(16) Bytes16 {
-    u32 word[4];
-};
+// The two numbers of `pack` as floats.
+__device__ __forceinline__ void unpack(u32 word, float two[2]) {
+    two[0] = __uint_as_float(word << 16);
+    two[1] = __uint_as_float(word & 0xffff0000u);
+}
+
+// 16 bytes of numbers, four or eight, by one access to memory that is aligned to them.
+__device__ __forceinline__ void widen_16_bytes(const float *from, float to[4]) {
+    const uint4 raw = load_16_bytes(from);
+    to[0] = __uint_as_float(raw.x);
+    to[1] = __uint_as_float(raw.y);
+    to[2] = __uint_as_float(raw.z);
+    to[3] = __uint_as_float(raw.w);
+}
+__device__ __forceinline__ void widen_16_bytes(const bf16 *from, float to[8]) {
+    const uint4 raw = load_16_bytes(from);
+    unpack(raw.x, to);
+    unpack(raw.y, to + 2);
+    unpack(raw.z, to + 4);
+    unpack(raw.w, to + 6);
+}
 
 // Eight neighbouring elements as floats: what a thread of a kernel that is bound by memory works on.
 // Whole 16 bytes are moved where the address allows it and all eight exist; `left` elements exist from
@@ -50,55 +67,32 @@ struct Eight {
     }
     __device__ __forceinline__ void load(const float *from, u64 left) {
         if (whole(from, left)) {
-#pragma unroll
-            for (u32 half = 0; half < 2; half++) {
-                const Bytes16 raw = reinterpret_cast<const Bytes16 *>(from)[half];
-#pragma unroll
-                for (u32 i = 0; i < 4; i++) v[4 * half + i] = __uint_as_float(raw.word[i]);
-            }
+            widen_16_bytes(from, v);
+            widen_16_bytes(from + 4, v + 4);
         } else {
             one_by_one(from, left);
         }
     }
     __device__ __forceinline__ void load(const bf16 *from, u64 left) {
         if (whole(from, left)) {
-            const Bytes16 raw = *reinterpret_cast<const Bytes16 *>(from);
-#pragma unroll
-            for (u32 i = 0; i < 4; i++) {
-                v[2 * i] = __uint_as_float(raw.word[i] << 16);
-                v[2 * i + 1] = __uint_as_float(raw.word[i] & 0xffff0000u);
-            }
+            widen_16_bytes(from, v);
         } else {
             one_by_one(from, left);
         }
     }
     __device__ __forceinline__ void store(float *to, u64 left) const {
         if (whole(to, left)) {
-#pragma unroll
-            for (u32 half = 0; half < 2; half++) {
-                Bytes16 raw;
-#pragma unroll
-                for (u32 i = 0; i < 4; i++) raw.word[i] = __float_as_uint(v[4 * half + i]);
-                reinterpret_cast<Bytes16 *>(to)[half] = raw;
-            }
+            store_16_bytes(to, four(v));
+            store_16_bytes(to + 4, four(v + 4));
         } else {
-#pragma unroll
-            for (u32 i = 0; i < EIGHT; i++) {
-                if (i < left) to[i] = v[i];
-            }
+            write_one_by_one(to, left);
         }
     }
     __device__ __forceinline__ void store(bf16 *to, u64 left) const {
         if (whole(to, left)) {
-            Bytes16 raw;
-#pragma unroll
-            for (u32 i = 0; i < 4; i++) raw.word[i] = pack(v[2 * i], v[2 * i + 1]);
-            *reinterpret_cast<Bytes16 *>(to) = raw;
+            store_16_bytes(to, {pack(v[0], v[1]), pack(v[2], v[3]), pack(v[4], v[5]), pack(v[6], v[7])});
         } else {
-#pragma unroll
-            for (u32 i = 0; i < EIGHT; i++) {
-                if (i < left) to[i] = from_float<bf16>(v[i]);
-            }
+            write_one_by_one(to, left);
         }
     }
 
@@ -106,6 +100,15 @@ struct Eight {
     template <typename T> __device__ __forceinline__ void one_by_one(const T *from, u64 left) {
 #pragma unroll
         for (u32 i = 0; i < EIGHT; i++) v[i] = i < left ? to_float(from[i]) : 0.0f;
+    }
+    template <typename T> __device__ __forceinline__ void write_one_by_one(T *to, u64 left) const {
+#pragma unroll
+        for (u32 i = 0; i < EIGHT; i++) {
+            if (i < left) to[i] = from_float<T>(v[i]);
+        }
+    }
+    static __device__ __forceinline__ uint4 four(const float *v) {
+        return {__float_as_uint(v[0]), __float_as_uint(v[1]), __float_as_uint(v[2]), __float_as_uint(v[3])};
     }
 };
 
@@ -116,6 +119,12 @@ __device__ __forceinline__ u64 first_of_eight() {
 
 template <typename V> __device__ __forceinline__ V warp_sum(V v) {
     for (int offset = 16; offset > 0; offset /= 2) v += __shfl_xor_sync(0xffffffffu, v, offset);
+    return v;
+}
+
+// The largest over the warp.
+__device__ __forceinline__ float warp_max(float v) {
+    for (int offset = 16; offset > 0; offset /= 2) v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, offset));
     return v;
 }
 

@@ -23,10 +23,7 @@ template <u32 C> struct alignas(2 * C) Words {
 template <u32 C> __device__ __forceinline__ void load_part(float v[C], const bf16 *from) {
     const Words<C> raw = *reinterpret_cast<const Words<C> *>(from);
 #pragma unroll
-    for (u32 j = 0; j < C / 2; j++) {
-        v[2 * j] = __uint_as_float(raw.word[j] << 16);
-        v[2 * j + 1] = __uint_as_float(raw.word[j] & 0xffff0000u);
-    }
+    for (u32 j = 0; j < C / 2; j++) unpack(raw.word[j], v + 2 * j);
 }
 template <u32 C> __device__ __forceinline__ void store_part(float *to, const float v[C]) {
 #pragma unroll
