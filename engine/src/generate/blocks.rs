@@ -9,7 +9,7 @@ use t3s_core::{
     plan::sections::{GeneratePlan, Recompute},
 };
 
-use super::{Finish, GenerateProgress, Generation};
+use super::{Finish, GenerateProgress, Generation, copies_of};
 use crate::{
     Batch, Decoder, EngineError,
     kernels::{decode_attention::attend, host, residual},
@@ -56,7 +56,7 @@ pub(super) fn generate(
             ),
         });
     }
-    let copies = if sampler.is_greedy() { samples } else { 1 };
+    let copies = copies_of(&sampler, samples);
     let mut done = GenerateProgress {
         answers: prompts.len() * samples,
         ..GenerateProgress::default()

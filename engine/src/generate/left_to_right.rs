@@ -19,9 +19,9 @@ use std::{
 use t3s_core::plan::sections::GeneratePlan;
 
 use super::{
-    Finish, GenerateProgress, Generation,
+    Finish, GenerateProgress, Generation, copies_of,
     frozen::{Buffers, FrozenDecoder, Row},
-    with_copies,
+    most_positions, with_copies,
 };
 use crate::{
     Decoder, EngineError,
@@ -72,12 +72,11 @@ pub(super) fn generate(
     if answers == 0 {
         return Ok(Vec::new());
     }
-    let copies = if sampler.is_greedy() { samples } else { 1 };
+    let copies = copies_of(&sampler, samples);
     let max_threads = rayon::current_num_threads().min(plan.batch);
     let jobs = jobs(prompts.len(), samples.div_ceil(copies), max_threads);
     let max_positions = decoder.spec.max_positions;
-    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-    let positions = max_positions.min(longest.saturating_add(plan.max_new_tokens));
+    let positions = most_positions(decoder, prompts, plan);
     let n_threads = max_threads.min(jobs.len());
     let shared = Shared {
         decoder: FrozenDecoder::new(decoder, positions)?,

@@ -116,6 +116,21 @@ pub fn generate(
     }
 }
 
+/// For how many samples of a prompt one answer stands: at temperature 0 all are the same.
+fn copies_of(sampler: &Sampler, samples: usize) -> usize {
+    match sampler.is_greedy() {
+        true => samples,
+        false => 1,
+    }
+}
+
+/// Positions of the longest sequence that may come to be.
+fn most_positions(decoder: &Decoder, prompts: &[Vec<u32>], plan: &GeneratePlan) -> usize {
+    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+    let most = decoder.spec.max_positions;
+    most.min(longest.saturating_add(plan.max_new_tokens))
+}
+
 /// Orders answers by prompt, then sample; each stands for `copies` samples.
 fn with_copies(mut generations: Vec<Generation>, copies: usize) -> Vec<Generation> {
     generations.sort_unstable_by_key(|answer| (answer.prompt, answer.sample));

@@ -23,7 +23,7 @@ use self::{
     frozen::Frozen,
     slots::{PREFILL_ROWS, Size, Slots},
 };
-use super::{Finish, GenerateProgress, Generation, with_copies};
+use super::{Finish, GenerateProgress, Generation, copies_of, most_positions, with_copies};
 use crate::{
     Decoder, EngineError,
     kernels::cuda::{
@@ -86,10 +86,9 @@ pub(crate) fn generate(
     if answers == 0 {
         return Ok(Vec::new());
     }
-    let copies = if sampler.is_greedy() { samples } else { 1 };
+    let copies = copies_of(&sampler, samples);
     let max_positions = decoder.spec.max_positions;
-    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-    let positions = max_positions.min(longest.saturating_add(plan.max_new_tokens));
+    let positions = most_positions(decoder, prompts, plan);
     let mut reporter = Reporter {
         progress,
         now: GenerateProgress {
