@@ -127,21 +127,25 @@ fn a_step_of_an_adapter_is_the_cpus() {
     }));
 }
 
-/// Through the trainer: the check of its gradients, clipping, AdamW, several steps.
+/// Losses of training on three of `n` examples a step.
+fn losses(dtype: DType, device: &Device, n: u64, plan: TrainPlan) -> Vec<f64> {
+    let plan = TrainPlan {
+        batch_examples: 3,
+        ..plan
+    };
+    let steps = plan.steps;
+    let examples = std::sync::Arc::new(test_model::examples(n));
+    let decoder = decoder(None, dtype, device);
+    let mut trainer = Trainer::new(decoder, Box::new(NextToken), examples, plan, 0).unwrap();
+    (0..steps)
+        .map(|_| trainer.step_towards(steps).unwrap().loss)
+        .collect()
+}
+
+/// Through the trainer: clipping, AdamW, several steps.
 #[test]
 fn training_follows_the_cpus_losses() {
-    let losses = |dtype, device: &Device| {
-        let plan = TrainPlan {
-            batch_examples: 3,
-            ..TrainPlan::new(3, 5e-3)
-        };
-        let examples = std::sync::Arc::new(test_model::examples(3));
-        let decoder = decoder(None, dtype, device);
-        let mut trainer = Trainer::new(decoder, Box::new(NextToken), examples, plan, 0).unwrap();
-        (0..3)
-            .map(|_| trainer.step().unwrap().loss)
-            .collect::<Vec<f64>>()
-    };
+    let losses = |dtype, device: &Device| losses(dtype, device, 3, TrainPlan::new(3, 5e-3));
     let wanted = losses(DType::F32, &Device::Cpu);
     let gpu = gpu();
     for (dtype, bound) in [(DType::F32, 1e-4), (DType::BF16, 3e-2)] {
@@ -164,18 +168,7 @@ fn training_follows_the_cpus_losses() {
 /// On a GPU only: two hundred steps would take the emulator minutes.
 #[test]
 fn two_hundred_steps_follow_the_cpus_losses() {
-    let losses = |dtype, device: &Device| {
-        let plan = TrainPlan {
-            batch_examples: 3,
-            ..TrainPlan::new(200, 2e-3)
-        };
-        let examples = std::sync::Arc::new(test_model::examples(6));
-        let decoder = decoder(None, dtype, device);
-        let mut trainer = Trainer::new(decoder, Box::new(NextToken), examples, plan, 0).unwrap();
-        (0..200)
-            .map(|_| trainer.step_towards(200).unwrap().loss)
-            .collect::<Vec<f64>>()
-    };
+    let losses = |dtype, device: &Device| losses(dtype, device, 6, TrainPlan::new(200, 2e-3));
     let Some(gpu) = gpu() else { return };
     let wanted = losses(DType::F32, &Device::Cpu);
     for (dtype, bound) in [(DType::F32, CURVE_F32), (DType::BF16, CURVE_BF16)] {
