@@ -253,9 +253,9 @@ pub(crate) fn loss_alone(
     }
 }
 
-/// [`loss_and_gradients`] with the weights of the data multiplied by those of `online`, which is asked about each
-/// pass when its log-probabilities are known: the model reads everything once, and only the head's
-/// logits are computed twice. `step` counts from 1.
+/// [`loss_and_gradients`] with the weights of the data multiplied by those of `online`, which is asked
+/// about each pass when its log-probabilities are known: the model reads everything once, and only the
+/// head's logits are computed twice. `step` counts from 1.
 ///
 /// # Errors
 /// As [`loss_and_gradients`], and when the strategy fails.

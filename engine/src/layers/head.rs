@@ -45,8 +45,8 @@ impl Head {
         output.read()
     }
 
-    /// The same, not waited for, with the gradients of `sum over rows of -coefficient * logp`: the weight's is added
-    /// to `grads`, that of `hidden` is returned, `[rows of hidden, width]`.
+    /// The same, not waited for, with the gradients of `sum over rows of -coefficient * logp`: the
+    /// weight's is added to `grads`, that of `hidden` is returned, `[rows of hidden, width]`.
     ///
     /// # Errors
     /// As [`Head::forward`].
