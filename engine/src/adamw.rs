@@ -163,8 +163,8 @@ impl AdamW {
         learning_rate: f64,
         clip: &Clip,
     ) -> Result<(), EngineError> {
-        self.steps += 1;
-        let t = i32::try_from(self.steps).unwrap_or(i32::MAX);
+        let steps = self.steps + 1;
+        let t = i32::try_from(steps).unwrap_or(i32::MAX);
         let plan = &self.plan;
         let mut gradients = Vec::with_capacity(self.moments.len());
         for moments in &self.moments {
@@ -194,9 +194,11 @@ impl AdamW {
             inverse_root_correction: (1.0 / (1.0 - plan.beta2.powi(t)).sqrt()) as f32,
             eps: plan.eps as f32,
             // No two pairs of step and tensor share one within 2^32 of them.
-            rounding_seed: (self.steps as u32).wrapping_mul(params.len() as u32),
+            rounding_seed: (steps as u32).wrapping_mul(params.len() as u32),
         };
-        Ok(adamw::step(&items, c, clip)?)
+        adamw::step(&items, c, clip)?;
+        self.steps = steps;
+        Ok(())
     }
 
     /// Steps that did not happen are not counted: their gradient was no number, which was known too late

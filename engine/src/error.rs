@@ -169,6 +169,13 @@ pub enum EngineError {
         message: String,
     },
 
+    /// Weights or state would be those of a step that nobody has been told of.
+    #[error("step {step} is under way; ask for its report before anything is saved")]
+    StepInFlight {
+        /// That step.
+        step: u64,
+    },
+
     /// A gradient that is missing or is not the loss's.
     #[error("gradient check before the first step: {tensor}: {message}")]
     Gradient {

@@ -149,7 +149,7 @@ impl Trainer {
     /// # Errors
     /// When it cannot be written or [`Trainer::is_ahead`]; what was there before is untouched.
     pub fn save_model(&self, folder: &Path, like: &Path) -> Result<(), EngineError> {
-        self.check_settled(folder)?;
+        self.check_settled()?;
         match &self.plan.lora {
             Some(lora) => checkpoint::save_adapter(folder, &self.decoder.params, lora, like),
             None => checkpoint::save_decoder(folder, &self.decoder, like),

@@ -39,7 +39,7 @@ impl Trainer {
     /// # Errors
     /// When it cannot be written or [`Trainer::is_ahead`]; an older state is then untouched.
     pub fn save_state(&self, folder: &Path) -> Result<(), EngineError> {
-        self.check_settled(folder)?;
+        self.check_settled()?;
         let state = State {
             format: FORMAT,
             run: self.fingerprint()?,

@@ -4,7 +4,7 @@
 //! later, when the next step is in the queue, so that the device never waits for the host; clipping and
 //! the optimiser take the norm from where it is. On a CPU a step is done when it has begun.
 
-use std::{panic, path::Path, thread, time::Instant};
+use std::{panic, thread, time::Instant};
 
 use candle_core::{DType, Tensor};
 
@@ -187,16 +187,19 @@ impl Trainer {
                 what: "the gradient".to_owned(),
             }),
         });
-        let (loss, grad_norm) = match known {
+        let updated = known.and_then(|(loss, norm)| {
+            if matches!(clip, Clip::Known { .. }) {
+                self.update(&loss, learning_rate, &clip)?;
+            }
+            Ok((loss, norm))
+        });
+        let (loss, grad_norm) = match updated {
             Ok(known) => known,
             Err(error) => {
                 self.go_back(before)?;
                 return Err(InFlight::named(step)(error));
             }
         };
-        if matches!(clip, Clip::Known { .. }) {
-            self.update(&loss, learning_rate, &clip)?;
-        }
         self.reported = step;
         // A step begins while the one before computes; its time counts from that one's end.
         let since = self.last_end.map_or(begun, |end| end.max(begun));
@@ -218,16 +221,10 @@ impl Trainer {
     }
 
     /// Refuses to save what no report has told of.
-    pub(super) fn check_settled(&self, folder: &Path) -> Result<(), EngineError> {
+    pub(super) fn check_settled(&self) -> Result<(), EngineError> {
         match &self.in_flight {
             None => Ok(()),
-            Some(ahead) => Err(EngineError::State {
-                folder: folder.to_owned(),
-                message: format!(
-                    "step {} is under way; ask for its report before anything is saved",
-                    ahead.step
-                ),
-            }),
+            Some(InFlight { step, .. }) => Err(EngineError::StepInFlight { step: *step }),
         }
     }
 
