@@ -20,8 +20,8 @@ use crate::{
     kernels::{
         attention::Heads,
         buffers::{
-            CUDNN_PART_SCORES, KEPT_LISTS, ROTARY_WARPS, cudnn_score_bytes, head_chunk_rows,
-            rotary_warps, run_of,
+            CUDNN_PART_SCORES, CUDNN_TRIAL_ROWS, KEPT_LISTS, ROTARY_WARPS, cudnn_score_bytes,
+            head_chunk_rows, rotary_warps, run_of,
         },
     },
     layers::lora,
@@ -91,7 +91,7 @@ impl<'a> Footprint<'a> {
         // the hidden states beside the head's buffers.
         let block = self.largest(|layer| self.forward_inside(layer, pass.rows));
         let head = self.head(pass, Backward::No);
-        width + block.max(width).max(head)
+        width + block.max(width).max(head).max(self.cudnn_trial(pass))
     }
 
     /// Most bytes of the check of gradients before the first step (trainer/gradient_check.rs): the copy in
@@ -312,6 +312,22 @@ impl<'a> Footprint<'a> {
         let longest = pass.positions.max(1);
         let bytes = |examples| cudnn_score_bytes(heads, examples as usize, longest as usize);
         bytes(1).max(bytes(pass.rows.div_ceil(longest)).min(CUDNN_PART_SCORES))
+    }
+
+    /// kernels/cuda/cudnn/trial.rs `fault`, in the first block of the first pass: both passes of a small
+    /// batch, in the room of a large one. A pass with a backward pass takes that room later, beside more.
+    fn cudnn_trial(&self, pass: PassRows) -> u64 {
+        let room = self.cudnn_room(pass);
+        if room == 0 {
+            return 0;
+        }
+        let rows = pass.rows.next_power_of_two().min(CUDNN_TRIAL_ROWS as u64);
+        // Queries, output, its gradient and theirs, keys, values and their gradients; what cuDNN makes;
+        // of a pair two copies in f32 and their difference.
+        let inputs_and_portable = 4 * self.queries() + 4 * self.keys();
+        let found = 2 * self.queries() + 2 * self.keys();
+        let compared = 3 * self.queries() / self.element() * F32;
+        room + rows * (inputs_and_portable + found + compared + 2 * self.log_sums())
     }
 
     /// kernels/cuda/rms_norm.rs `backward_in_place`: partial sums, where the norm learns.

@@ -62,10 +62,11 @@ pub struct GenerateProgress {
 ///
 /// Where the weights are on a GPU, dense models are decoded left to right there, in the weights' type
 /// (adapters merged, the sums rounded to it). The random streams are the same, and the same call gives
-/// the same answers. No row is computed together with another, and matrix products always have the same
-/// number of rows (`plan.batch` in a step), so that an answer does not depend on the other prompts or on
-/// `samples`, as far as the matrix library treats all rows alike. It may depend on `plan.batch`: another
-/// number of rows may take another kernel, which changes last bits of logits. Logits are the CPU's up to
+/// the same answers. No row is computed together with another; but another number of rows of a matrix
+/// product may take another kernel, which changes last bits of logits. A step has `plan.batch` rows; when
+/// there are no prompts left it has half as many whenever half of the answers have ended, down to 64. So
+/// up to a batch of 64 an answer does not depend on the other prompts or on `samples`, as far as the
+/// matrix library treats all rows alike; of larger ones it may in last bits. Logits are the CPU's up to
 /// rounding, so a token may be another where two are nearly tied. There `progress` is called after every
 /// eighth step at most. Everything else (blocks, mixtures of experts) is decoded on the CPU, from a copy
 /// of the weights in f32.
@@ -93,9 +94,9 @@ pub fn generate(
     check_prompts(decoder, prompts)?;
     #[cfg(any(test, feature = "cuda"))]
     if matches!(rule, DecodeRule::LeftToRight) && on_device::takes(decoder) {
-        let start = on_device::StepStart::Recorded { warm: false };
+        let steps = on_device::Steps::default();
         return on_device::generate(
-            decoder, prompts, samples, plan, sampler, seed, start, progress,
+            decoder, prompts, samples, plan, sampler, seed, steps, progress,
         );
     }
     if let Some(decoder) = decoder.copied_to_cpu()? {

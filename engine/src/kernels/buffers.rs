@@ -37,6 +37,9 @@ pub(crate) fn rotary_warps(items: usize) -> usize {
 /// examples.
 pub(crate) const CUDNN_PART_SCORES: u64 = 1 << 30;
 
+/// Rows of the batch that cuDNN's plans are tried with, at most: several tiles of any kernel.
+pub(crate) const CUDNN_TRIAL_ROWS: usize = 2048;
+
 /// Rows that cuDNN's plans have for the longest example: the next of 128, 192, 256, 384, 512, 768, ...,
 /// since the room that the backward pass works in grows with the square.
 pub(crate) fn cudnn_longest(longest: usize) -> usize {

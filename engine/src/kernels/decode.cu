@@ -306,3 +306,19 @@ extern "C" __global__ void decode_start(u32 *state, const u32 *starts, u32 n, u3
     state[slot::KEY_HIGH * n_slots + slot] = from[4];
 }
 REGISTERED(decode_start)
+
+// Slots move, with their answers [slots, most]: `moves` are {from, to, _}; `from` has nothing to do
+// afterwards. Grid: number of moves.
+extern "C" __global__ void decode_move(u32 *state, u32 *answers, const u32 *moves, u32 n_slots, u32 most) {
+    const u32 from = moves[3 * blockIdx.x], to = moves[3 * blockIdx.x + 1];
+    const u32 written = state[slot::WRITTEN * n_slots + from];
+    const u32 *answer = answers + static_cast<u64>(from) * most;
+    u32 *moved = answers + static_cast<u64>(to) * most;
+    for (u32 i = threadIdx.x; i < written; i += blockDim.x) moved[i] = answer[i];
+    // A thread has a field.
+    if (threadIdx.x >= slot::FIELDS) return;
+    u32 *field = state + static_cast<u64>(threadIdx.x) * n_slots;
+    field[to] = field[from];
+    if (threadIdx.x == slot::STATUS) field[from] = 0;
+}
+REGISTERED(decode_move)

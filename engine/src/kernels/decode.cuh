@@ -18,6 +18,7 @@ static const u32 LIMIT = 4;
 // The key of the answer's random stream.
 static const u32 KEY_LOW = 5;
 static const u32 KEY_HIGH = 6;
+static const u32 FIELDS = 7;
 
 // Values of STATUS. 0: there is nothing to do.
 static const u32 RUNNING = 1;

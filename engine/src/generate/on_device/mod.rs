@@ -4,9 +4,9 @@
 //! ends by itself; the host looks every few steps, takes finished answers and gives their slots the next
 //! prompts. A step reads nothing that the host changes, so that it is recorded once and replayed.
 //!
-//! The number of rows stays `plan.batch` to the end, also when the queue is empty: a step reads all
-//! weights, however many rows there are, and what does depend on the row (attention, drawing) is skipped
-//! where a slot has nothing to do. In return no answer depends on how many are left.
+//! While there are prompts in the queue a step has `plan.batch` rows. When there are none and at most half
+//! of the slots still write, those are moved together, and steps have half as many rows from then on
+//! ([`rows_for`]).
 
 mod frozen;
 mod slots;
@@ -34,6 +34,26 @@ use crate::{
 };
 
 pub(crate) use self::slots::StepStart;
+
+/// How steps are made.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Steps {
+    /// How the launches of a step are started.
+    pub start: StepStart,
+    /// Rows of a step at least, of a batch that has as many.
+    pub fewest_rows: usize,
+}
+
+impl Default for Steps {
+    /// Up to 64 rows a GPU reads the weights for longer than it multiplies by them, several times so:
+    /// fewer rows would save next to nothing, and every number of rows is a recording of its own.
+    fn default() -> Self {
+        Self {
+            start: StepStart::Recorded { warm: false },
+            fewest_rows: 64,
+        }
+    }
+}
 
 /// Steps between two looks. Fixed: when a slot is refilled must not depend on the time a step takes.
 const LOOK_EVERY: usize = 8;
@@ -79,7 +99,7 @@ pub(crate) fn generate(
     plan: &GeneratePlan,
     sampler: Sampler,
     seed: u64,
-    start: StepStart,
+    steps: Steps,
     progress: &mut dyn FnMut(GenerateProgress) -> ControlFlow<()>,
 ) -> Result<Vec<Generation>, EngineError> {
     let answers = prompts.len() * samples;
@@ -118,7 +138,7 @@ pub(crate) fn generate(
     }
     if !queue.is_empty() {
         let size = Size {
-            rows: plan.batch,
+            rows: rows_for(queue.len(), plan.batch, steps.fewest_rows),
             slots: plan.batch.min(queue.len()),
             capacity: positions.next_multiple_of(POSITIONS),
             max_new_tokens: plan.max_new_tokens.min(max_positions),
@@ -128,7 +148,8 @@ pub(crate) fn generate(
             seed,
             queue,
             slots: vec![Slot::default(); size.slots],
-            device: Slots::new(decoder, size, sampler, start)?,
+            device: Slots::new(decoder, size, sampler, steps.start)?,
+            fewest_rows: steps.fewest_rows,
             finished,
         };
         run.run_to_end(&mut reporter)?;
@@ -185,13 +206,29 @@ struct Run<'a> {
     queue: VecDeque<Answer>,
     slots: Vec<Slot>,
     device: Slots,
+    fewest_rows: usize,
     finished: Vec<Generation>,
+}
+
+/// Rows of a step for `open` answers: `batch`, halved while they fit, but not below `fewest`. Few numbers
+/// of rows, so that few steps are recorded anew and matrix products have few shapes.
+fn rows_for(open: usize, batch: usize, fewest: usize) -> usize {
+    let mut rows = batch;
+    while rows > fewest {
+        let half = rows.div_ceil(2).max(fewest);
+        if open > half {
+            break;
+        }
+        rows = half;
+    }
+    rows
 }
 
 impl Run<'_> {
     fn run_to_end(&mut self, reporter: &mut Reporter<'_>) -> Result<(), EngineError> {
         loop {
             self.fill(reporter)?;
+            self.compact()?;
             let open = self.slots.iter().filter_map(|slot| {
                 let answer = slot.answer?;
                 // A token is drawn where the prompt is read.
@@ -206,6 +243,37 @@ impl Run<'_> {
             self.look(reporter)?;
             reporter.tick()?;
         }
+    }
+
+    /// Moves the answers that are still written together, where steps then have fewer rows. Only when
+    /// the queue is empty: free slots would be filled again.
+    fn compact(&mut self) -> Result<(), EngineError> {
+        if !self.queue.is_empty() {
+            return Ok(());
+        }
+        let open = |slot: &&Slot| slot.answer.is_some();
+        let n_open = self.slots.iter().filter(open).count();
+        let rows = rows_for(n_open, self.device.rows(), self.fewest_rows);
+        if rows == self.device.rows() {
+            return Ok(());
+        }
+        let mut moves = Vec::new();
+        let mut free = 0;
+        for from in rows..self.slots.len() {
+            let slot = self.slots[from];
+            let Some(answer) = slot.answer else {
+                continue;
+            };
+            while self.slots[free].answer.is_some() {
+                free += 1;
+            }
+            // One position more than the device can have written by the last look.
+            let positions = self.prompts[answer.prompt].len() + slot.written;
+            moves.push([from, free, positions].map(|n| n as u32));
+            self.slots[free] = slot;
+        }
+        self.slots.truncate(rows);
+        Ok(self.device.shrink(&moves, rows)?)
     }
 
     /// Gives free slots the next answers, and draws the first token of each.
@@ -317,5 +385,29 @@ impl Run<'_> {
             self.finished.push(reporter.finish(answer, ids, finish));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::rows_for;
+
+    #[test]
+    fn rows_are_halved_while_the_open_answers_fit() {
+        let of = |open| rows_for(open, 100, 10);
+        assert_eq!(
+            [100, 51, 50, 26, 25, 14, 13, 1, 0].map(of),
+            [100, 100, 50, 50, 25, 25, 13, 10, 10]
+        );
+        // A batch that is smaller than the fewest rows keeps its size.
+        assert_eq!(rows_for(1, 5, 10), 5);
+        for batch in 1..300 {
+            for open in 0..=batch {
+                let rows = rows_for(open, batch, 64);
+                assert!(open <= rows && rows <= batch);
+                // In several steps as in one.
+                assert_eq!(rows_for(open, rows, 64), rows);
+            }
+        }
     }
 }

@@ -31,7 +31,7 @@ pub(super) const PREFILL_ROWS: usize = 8 * PROMPT_ROWS;
 /// How many sequences there are, and how long they get.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Size {
-    /// Rows of every matrix product of a step.
+    /// Rows of every matrix product of a step, at first.
     pub rows: usize,
     /// Sequences with a cache: the first of the rows.
     pub slots: usize,
@@ -41,7 +41,7 @@ pub(super) struct Size {
     pub max_new_tokens: usize,
 }
 
-/// All slots. Everything is allocated once.
+/// All slots. Everything is allocated once, but for the activations, which shrink with the rows.
 pub(super) struct Slots {
     frozen: Frozen,
     size: Size,
@@ -168,20 +168,47 @@ impl Slots {
         if pairs.is_empty() {
             return Ok(());
         }
-        let device = self.logits.device();
-        let list = |words: Vec<u32>| Tensor::from_vec(words, (pairs.len(), 3), device);
-        let positions = list(pairs.concat())?;
-        for cache in &self.caches {
-            cache.copy(&positions)?;
-        }
-        let rows = list(
-            pairs
-                .iter()
-                .flat_map(|[from, to, _]| [*from, *to, 1])
-                .collect(),
-        )?;
+        self.copy_caches(pairs)?;
+        let rows: Vec<[u32; 3]> = pairs.iter().map(|[from, to, _]| [*from, *to, 1]).collect();
+        let rows = self.triples(&rows)?;
         let (n, width) = self.prompt_ends.dims2()?;
         decode::copy(&self.prompt_ends.reshape((n, 1, 1, width))?, &rows)
+    }
+
+    /// The first positions of slots become others': `{from, to, positions}`.
+    fn copy_caches(&self, moves: &[[u32; 3]]) -> Result<()> {
+        if moves.is_empty() {
+            return Ok(());
+        }
+        let moves = self.triples(moves)?;
+        self.caches.iter().try_for_each(|cache| cache.copy(&moves))
+    }
+
+    /// `[n, 3]` on the device.
+    fn triples(&self, words: &[[u32; 3]]) -> Result<Tensor> {
+        Tensor::from_vec(words.concat(), (words.len(), 3), self.logits.device())
+    }
+
+    /// Rows of every matrix product of a step.
+    pub(super) fn rows(&self) -> usize {
+        self.size.rows
+    }
+
+    /// Steps have `rows` rows from now on; first slots move, `{from, to, positions}`, so that those past
+    /// the rows have nothing to do. No prompt is read any more.
+    pub(super) fn shrink(&mut self, moves: &[[u32; 3]], rows: usize) -> Result<()> {
+        self.copy_caches(moves)?;
+        self.sampler.move_answers(&self.state, moves)?;
+        // A recording has the addresses of what goes now; and kernels of another shape are loaded by
+        // running once.
+        self.recording = None;
+        if let StepStart::Recorded { warm } = &mut self.how {
+            *warm = false;
+        }
+        self.size.rows = rows;
+        self.step = self.frozen.activations(rows)?;
+        self.logits = self.logits.narrow(0, 0, rows)?;
+        Ok(())
     }
 
     /// Gives slots, whose prompts are read, new answers, and draws the first token of each.
@@ -215,7 +242,11 @@ impl Slots {
     /// The same launches with the same arguments each time: all that changes is on the device.
     fn launch_step(&self) -> Result<()> {
         let a = &self.step;
-        embedding::forward_into(&self.frozen.embedding, &self.state.ids()?, &a.x)?;
+        embedding::forward_into(
+            &self.frozen.embedding,
+            &self.state.ids(self.size.rows)?,
+            &a.x,
+        )?;
         self.frozen
             .run_blocks(a, self.size.rows, |layer, rotation| {
                 let cache = &self.caches[layer];

@@ -1,11 +1,12 @@
 //! Attention by cuDNN's fused kernels, where they compute what `kernels::attention` does.
 //!
-//! Plans are built for a [`Bucket`]: the sizes of a batch, rounded up. How long its examples are and
-//! where they start is data. The log-sum-exp stands in the same tensor, in the same places, as the
+//! Plans are built for a [`Bucket`]: the sizes of a batch, rounded up, and tried before a batch gets
+//! them ([`trial`]). How long its examples are and where they start is data. The log-sum-exp stands in the same tensor, in the same places, as the
 //! portable kernels write it.
 
 #[cfg(cudnn_attention)]
 mod shim;
+mod trial;
 
 use std::ops::Range;
 
@@ -86,6 +87,15 @@ impl Bucket {
         };
         // Places in a tensor are 32-bit numbers.
         (bucket.rows * heads.width() <= i32::MAX as usize).then_some(bucket)
+    }
+
+    /// What its batches see.
+    #[cfg(cudnn_attention)]
+    fn pattern(&self) -> AttentionPattern {
+        match self.causal {
+            true => AttentionPattern::Causal,
+            false => AttentionPattern::Bidirectional,
+        }
     }
 
     /// What cuDNN reads on the device, in one list: the lengths of the examples, then where they
@@ -179,6 +189,24 @@ struct Part {
     begins: [usize; 4],
 }
 
+/// The plans for `bucket`; before the first batch gets them they are tried. `None`, which is said once,
+/// where there are none or their results are wrong.
+#[cfg(cudnn_attention)]
+fn plans_for(
+    bucket: Bucket,
+    cuda: &candle_core::CudaDevice,
+    device: &Device,
+) -> Result<Option<shim::Plans>> {
+    Ok(match shim::plans(cuda, bucket)? {
+        shim::Known::Useless => None,
+        shim::Known::Right(plans) => Some(plans),
+        shim::Known::Untried(plans) => {
+            let fault = trial::fault(bucket, plans, device)?;
+            shim::settle(cuda, bucket, plans, fault)?
+        }
+    })
+}
+
 #[cfg(cudnn_attention)]
 impl Packed {
     /// For tensors of a batch; `None` where the portable kernels compute, which is decided by their
@@ -222,7 +250,7 @@ impl Packed {
             if !(first as usize * heads.n_heads).is_multiple_of(4) {
                 return Ok(None);
             }
-            let Some(plans) = shim::plans(cuda, bucket)? else {
+            let Some(plans) = plans_for(bucket, cuda, device)? else {
                 return Ok(None);
             };
             let layout = bucket.layout(&own);

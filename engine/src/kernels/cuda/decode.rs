@@ -61,7 +61,8 @@ impl State {
         Ok(Self(zeros((Self::FIELDS, slots), DType::U32, device)?))
     }
 
-    fn slots(&self) -> Result<usize> {
+    /// How many there are.
+    pub(super) fn slots(&self) -> Result<usize> {
         self.0.dim(1)
     }
 
@@ -69,9 +70,26 @@ impl State {
         self.0.narrow(0, field, 1)?.flatten_all()
     }
 
-    /// The token that each slot reads next, `[slots]`.
-    pub(crate) fn ids(&self) -> Result<Tensor> {
-        self.field(Self::ID)
+    /// The token that each of the first `rows` slots reads next, `[rows]`.
+    pub(crate) fn ids(&self, rows: usize) -> Result<Tensor> {
+        self.field(Self::ID)?.narrow(0, 0, rows)
+    }
+
+    /// Slots move, with their answers, `[slots, most]`: `moves` are `{from, to, _}`, and `from` has
+    /// nothing to do afterwards. None is named twice.
+    pub(super) fn move_slots(&self, answers: &Tensor, moves: &[[u32; 3]]) -> Result<()> {
+        if moves.is_empty() {
+            return Ok(());
+        }
+        let device = self.0.device();
+        let moves = Tensor::from_vec(moves.concat(), (moves.len(), 3), device)?;
+        Launch::plain(SOURCE, "decode_move", device)
+            .tensor(&self.0)?
+            .tensor(answers)?
+            .tensor(&moves)?
+            .u32(self.slots()?)?
+            .u32(answers.dim(1)?)?
+            .run((moves.dim(0)?, 1), THREADS)
     }
 
     /// Gives slots new answers; none is named twice.

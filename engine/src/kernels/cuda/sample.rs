@@ -54,9 +54,10 @@ impl TokenSampler {
         })
     }
 
-    /// The next token of every slot whose status is `which`, from `logits [slots, vocab]`, f32.
+    /// The next token of the first slots, those whose status is `which`, from their `logits [rows,
+    /// vocab]`, f32.
     pub(crate) fn draw(&self, logits: &Tensor, state: &State, which: u32) -> Result<()> {
-        let (slots, vocab) = logits.dims2()?;
+        let (rows, vocab) = logits.dims2()?;
         if logits.dtype() != DType::F32 || vocab != self.vocab {
             bail!(
                 "sample: logits {:?} of {vocab} tokens, not f32 of {}",
@@ -72,13 +73,18 @@ impl TokenSampler {
             .u32(self.n_eos)?
             .optional(self.lists.as_ref())?
             .u32(vocab)?
-            .u32(slots)?
+            .u32(state.slots()?)?
             .u32(self.answers.dim(1)?)?
             .u32(which as usize)?
             .f32(self.sampler.inverse_temperature().unwrap_or(-1.0))
             .u32(self.sampler.top_k())?
             .f64(self.sampler.top_p())
-            .run((slots, 1), threads_for(vocab, THREADS))
+            .run((rows, 1), threads_for(vocab, THREADS))
+    }
+
+    /// Slots move, with their answers: see [`State::move_slots`].
+    pub(crate) fn move_answers(&self, state: &State, moves: &[[u32; 3]]) -> Result<()> {
+        state.move_slots(&self.answers, moves)
     }
 
     /// The answer of `slot`, `written` tokens. Waits for the device.

@@ -101,6 +101,17 @@ impl Plans {
     }
 }
 
+/// What is known of the plans for a bucket.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Known {
+    /// There are none, or their results were wrong.
+    Useless,
+    /// Built, and not yet held against anything.
+    Untried(Plans),
+    /// Their results were right.
+    Right(Plans),
+}
+
 mod sys {
     use super::{Shape, c_char, c_int, c_void};
 
@@ -202,8 +213,8 @@ struct Session {
     compute_capability: i32,
     /// What the handle is ordered by; the handle belongs to its context, so it stays.
     stream: Arc<CudaStream>,
-    /// Those of each bucket that was asked for; `None` where cuDNN has none.
-    plans: Vec<(Bucket, Option<Plans>)>,
+    /// Those of each bucket that was asked for.
+    plans: Vec<(Bucket, Known)>,
 }
 
 // SAFETY: cuDNN's handles and plans belong to no thread; `SESSIONS` lets one in at a time.
@@ -255,27 +266,45 @@ impl Session {
     }
 
     /// Those for `bucket`, built when it is asked for the first time.
-    fn plans(&mut self, bucket: Bucket) -> Option<Plans> {
-        if let Some((_, plans)) = self.plans.iter().find(|(known, _)| *known == bucket) {
-            return *plans;
+    fn plans(&mut self, bucket: Bucket) -> Known {
+        if let Some((_, known)) = self.plans.iter().find(|(other, _)| *other == bucket) {
+            return *known;
         }
-        let plans = match self.build(bucket) {
-            Ok(plans) => Some(plans),
-            Err(error) => {
-                // One warning; the rest is for who looks closer.
-                match self.plans.iter().all(|(_, plans)| plans.is_some()) {
-                    true => tracing::warn!(
-                        "attention by the portable kernels for batches like {bucket:?}: {error}"
-                    ),
-                    false => tracing::debug!(
-                        "attention by the portable kernels for batches like {bucket:?}: {error}"
-                    ),
-                }
-                None
-            }
+        let known = match self.build(bucket) {
+            Ok(plans) => Known::Untried(plans),
+            Err(why) => self.useless(bucket, &why),
         };
-        self.plans.push((bucket, plans));
-        plans
+        self.plans.push((bucket, known));
+        known
+    }
+
+    /// What a trial has shown of `bucket`: `fault` is why its plans are of no use.
+    fn settle(&mut self, bucket: Bucket, plans: Plans, fault: Option<String>) -> Known {
+        let known = match fault {
+            None => Known::Right(plans),
+            Some(why) => self.useless(bucket, &why),
+        };
+        for (other, place) in &mut self.plans {
+            if *other == bucket {
+                *place = known;
+            }
+        }
+        known
+    }
+
+    /// Says that `bucket` is left to the portable kernels: one warning, the rest is for who looks
+    /// closer.
+    fn useless(&self, bucket: Bucket, why: &str) -> Known {
+        let said = |(_, known): &(Bucket, Known)| matches!(known, Known::Useless);
+        match self.plans.iter().any(said) {
+            false => tracing::warn!(
+                "attention by the portable kernels for batches like {bucket:?}: {why}"
+            ),
+            true => tracing::debug!(
+                "attention by the portable kernels for batches like {bucket:?}: {why}"
+            ),
+        }
+        Known::Useless
     }
 
     fn build(&self, bucket: Bucket) -> std::result::Result<Plans, String> {
@@ -353,11 +382,28 @@ fn with_session<R>(
     })
 }
 
-/// The plans for `bucket` on the device; `None`, which was said once, where there are none.
-pub(super) fn plans(device: &CudaDevice, bucket: Bucket) -> Result<Option<Plans>> {
+/// What is known of the plans for `bucket` on the device; builds them when asked the first time.
+pub(super) fn plans(device: &CudaDevice, bucket: Bucket) -> Result<Known> {
     with_session(device, |session| match session {
         Ok(session) => session.plans(bucket),
-        Err(_) => None,
+        Err(_) => Known::Useless,
+    })
+}
+
+/// Keeps what a trial of `plans` has shown; they themselves where it has shown no `fault`.
+pub(super) fn settle(
+    device: &CudaDevice,
+    bucket: Bucket,
+    plans: Plans,
+    fault: Option<String>,
+) -> Result<Option<Plans>> {
+    let known = with_session(device, |session| match session {
+        Ok(session) => session.settle(bucket, plans, fault),
+        Err(_) => Known::Useless,
+    })?;
+    Ok(match known {
+        Known::Right(plans) => Some(plans),
+        Known::Useless | Known::Untried(_) => None,
     })
 }
 

@@ -10,7 +10,7 @@ use crate::{
     Decoder, EngineError, Finish, GenerateProgress, Generation,
     generate::{
         self,
-        on_device::{self, StepStart},
+        on_device::{self, StepStart, Steps},
         tests::{decoder, decoders, plan, prompts, spec},
     },
     kernels::{
@@ -205,6 +205,51 @@ fn logits_that_are_no_numbers_are_an_error() {
     }
 }
 
+/// Two answers to each prompt, on the device.
+fn by_steps(
+    decoder: &Decoder,
+    prompts: &[Vec<u32>],
+    plan: &GeneratePlan,
+    steps: Steps,
+) -> Vec<Generation> {
+    let sampler = Sampler::new(plan).unwrap();
+    on_device::generate(decoder, prompts, 2, plan, sampler, 3, steps, &mut go_on).unwrap()
+}
+
+/// Steps of 16 rows, then of 8, 4, 2 and 1 as answers end: those that are moved go on as they were.
+#[test]
+fn answers_that_are_moved_together_are_the_cpus() {
+    let decoder = decoder(spec(false, true, true), None);
+    let prompts = prompts(9);
+    for (temperature, top_p) in [(0.0, 1.0), (0.8, 0.9)] {
+        let plan = GeneratePlan {
+            top_p,
+            ..plan(temperature, 16)
+        };
+        let wanted = run(&decoder, &prompts, 2, &plan).unwrap();
+        let lengths: std::collections::BTreeSet<_> = wanted.iter().map(|a| a.ids.len()).collect();
+        assert!(
+            lengths.len() > 3,
+            "{lengths:?}: they have to end one after the other"
+        );
+        let steps = |start| Steps {
+            start,
+            fewest_rows: 1,
+        };
+        let found = in_both_orders(|| by_steps(&decoder, &prompts, &plan, steps(StepStart::Plain)));
+        for found in found.into_iter().flatten() {
+            assert_eq!(found, wanted, "emulated");
+        }
+        if let Some(gpu) = gpu() {
+            let there = on(&decoder, DType::F32, &gpu);
+            for start in [StepStart::Plain, StepStart::Recorded { warm: false }] {
+                let found = by_steps(&there, &prompts, &plan, steps(start));
+                assert_eq!(found, wanted, "GPU, {start:?}");
+            }
+        }
+    }
+}
+
 /// bfloat16 on a GPU: twice the same, and the same recorded as launched one by one. Emulated there is
 /// nothing to record; the answers of both orders are the same.
 #[test]
@@ -215,11 +260,11 @@ fn bfloat16_answers_are_the_same_again_and_recorded() {
     for temperature in [0.0, 0.8] {
         let plan = plan(temperature, 4);
         let run = |decoder: &Decoder, start| {
-            let sampler = Sampler::new(&plan).unwrap();
-            let progress = &mut go_on;
-            let answers =
-                on_device::generate(decoder, &prompts, 2, &plan, sampler, 3, start, progress);
-            answers.unwrap()
+            let steps = Steps {
+                start,
+                ..Steps::default()
+            };
+            by_steps(decoder, &prompts, &plan, steps)
         };
         let here = on(&f32, DType::BF16, &Device::Cpu);
         if let Some([up, down]) = in_both_orders(|| run(&here, StepStart::Plain)) {
