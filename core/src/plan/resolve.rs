@@ -9,7 +9,7 @@ use super::{
     error::{PlanErrors, PlanWarning, Problem, Problems},
     read::{conform_table, join},
     sections::{RunPlan, SelectionPlan, SignalPlan},
-    shape::Shape,
+    shape::{self, KeyShape, Shape},
     source::{Content, Node},
 };
 use crate::{
@@ -251,26 +251,27 @@ pub(super) fn conform_components(
     let Some(table) = root.as_table_mut() else {
         return;
     };
-    let mut conform = |node: &mut Node, name: &str, kind: Kind, at: &str| {
-        conform_component(node, name, kind, at, registry, problems, warnings);
+    let mut conform = |node: &mut Node, beside: &[&str], kind: Kind, at: &str| {
+        conform_component(node, beside, kind, at, registry, problems, warnings);
     };
     if let Some(selection) = table.get_mut("selection") {
-        // Beside the options, and none of them.
-        let from = selection.as_table_mut().and_then(|s| s.remove("from"));
-        conform(selection, "strategy", Kind::Strategy, "selection");
-        if let (Some(from), Some(table)) = (from, selection.as_table_mut()) {
-            table.insert("from".to_owned(), from);
-        }
+        conform(
+            selection,
+            &["strategy", "from"],
+            Kind::Strategy,
+            "selection",
+        );
     }
     let signals = table.get_mut("signals").and_then(Node::as_table_mut);
     for (id, signal) in signals.into_iter().flatten() {
-        conform(signal, "kind", Kind::Signal, &format!("signals.{id}"));
+        conform(signal, &["kind"], Kind::Signal, &format!("signals.{id}"));
     }
 }
 
+/// `beside`: the keys of the table that are no options; the first names the component.
 fn conform_component(
     node: &mut Node,
-    name_key: &str,
+    beside: &[&str],
     kind: Kind,
     at: &str,
     registry: &Registry,
@@ -280,7 +281,7 @@ fn conform_component(
     let Some(table) = node.as_table_mut() else {
         return;
     };
-    let Some(name_node) = table.get(name_key).cloned() else {
+    let Some(name_node) = table.get(beside[0]).cloned() else {
         return;
     };
     let Content::Scalar(Value::String(name)) = &name_node.content else {
@@ -298,12 +299,21 @@ fn conform_component(
     // that there are none.
     let says_none = schema.get("additionalProperties") == Some(&serde_json::Value::Bool(false));
     shape.open |= shape.keys.is_empty() && !says_none;
+    // They have been read with the plan; here they are known, so that one that is misspelt finds them.
+    let known = beside.iter().map(|name| KeyShape {
+        name: (*name).to_owned(),
+        doc: String::new(),
+        required: false,
+        optional: false,
+        default: shape::Default::None,
+        shape: Shape::Any,
+    });
+    shape.keys.splice(0..0, known);
     let other = |value: &Value| value.as_str() != Some(name.as_str());
     if let Some((_, before)) = name_node.overrode.iter().find(|(_, value)| other(value)) {
         table.retain(|option, node| {
             let inherited = node.layer < name_node.layer;
-            let keep =
-                option == name_key || shape.open || shape.key(option).is_some() || !inherited;
+            let keep = shape.open || shape.key(option).is_some() || !inherited;
             if !keep {
                 warnings.push(PlanWarning {
                     place: Some(node.place.clone()),
@@ -317,11 +327,7 @@ fn conform_component(
             keep
         });
     }
-    table.remove(name_key);
     conform_table(node, &shape, at, problems);
-    if let Some(table) = node.as_table_mut() {
-        table.insert(name_key.to_owned(), name_node);
-    }
 }
 
 /// Warns of `[signals.ID]` tables that nobody reads.

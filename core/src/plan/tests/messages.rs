@@ -15,6 +15,21 @@ fn a_misspelt_key_is_named_with_its_line_and_the_nearest() {
             "plan.toml:16: trian: unknown key; did you mean train?",
         ]
     );
+    // Also beside the options of a component.
+    let overrides = [
+        "selection.form=\"run\"",
+        "selection.stratgy=t3s",
+        "selection.thresold=1",
+    ];
+    let nearest = [
+        "selection.from",
+        "selection.strategy",
+        "selection.threshold",
+    ];
+    for (message, nearest) in one(GOOD).bad(&overrides).iter().zip(nearest) {
+        let told = format!("unknown key; did you mean {nearest}?");
+        assert!(message.ends_with(&told), "{message}");
+    }
     let plans = one(&format!("{GOOD}samples = 4\nzzz = 1\n"));
     let messages = plans.bad(&[]);
     assert_eq!(

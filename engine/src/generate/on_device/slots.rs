@@ -13,7 +13,7 @@ use crate::{
             decode::{self, Attend, LayerCache, Rows, Start, State, status},
             embedding,
             graph::{Recording, Workspace},
-            memory::{overwritten, zeros},
+            memory::{overwritten, upload, zeros},
             rms_norm,
             sample::TokenSampler,
         },
@@ -134,8 +134,7 @@ impl Slots {
             ends.extend([ids.len() as u32 - 1, *slot as u32]);
         }
         let (dtype, device) = (self.frozen.embedding.dtype(), self.logits.device());
-        let [ids, positions, slots] =
-            [ids, positions, slots].map(|list| Tensor::new(list.as_slice(), device));
+        let [ids, positions, slots] = [ids, positions, slots].map(|list| upload(&list, device));
         let (ids, positions, slots) = (ids?, positions?, slots?);
         let a = self.frozen.activations(rows)?;
         let heads = self.frozen.heads;
@@ -159,7 +158,7 @@ impl Slots {
                 (&a.attended, &lse),
             )
         })?;
-        let ends = Tensor::from_vec(ends, (prompts.len(), 2), device)?;
+        let ends = upload(&ends, device)?.reshape((prompts.len(), 2))?;
         decode::place(&a.x, &ends, &self.prompt_ends)
     }
 
@@ -186,7 +185,7 @@ impl Slots {
 
     /// `[n, 3]` on the device.
     fn triples(&self, words: &[[u32; 3]]) -> Result<Tensor> {
-        Tensor::from_vec(words.concat(), (words.len(), 3), self.logits.device())
+        upload(&words.concat(), self.logits.device())?.reshape((words.len(), 3))
     }
 
     /// Rows of every matrix product of a step.

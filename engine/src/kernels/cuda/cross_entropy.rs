@@ -7,7 +7,7 @@ use super::{
     embedding::{blank, forward as gather, scale_rows, scatter_scaled},
     gemm::{Matrix, gemm},
     launch::{Launch, Source, source, threads_for_eights},
-    memory::{indices, one_dtype, overwritten, zeros},
+    memory::{indices, one_dtype, overwritten, upload, zeros},
 };
 use crate::kernels::{
     Into,
@@ -86,7 +86,7 @@ pub(in crate::kernels) fn run(
         if let Some(d_hidden) = &d_hidden {
             let residual = rounded.as_ref().unwrap_or(&logits);
             let factors: Vec<f32> = chunk.iter().map(|row| row.coefficient).collect();
-            let factors = Tensor::new(factors, device)?;
+            let factors = upload(&factors, device)?;
             let dh = overwritten((n, width), DType::F32, device)?;
             let (r, w) = (Matrix::new(residual)?, Matrix::new(weight)?);
             gemm("head", &dh, Into::Overwrite, r, w, 1.0)?;

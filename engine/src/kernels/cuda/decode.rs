@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use super::{
     launch::{Launch, Source, THREADS, source, threads_for},
-    memory::{one_dtype, overwritten, zeros},
+    memory::{one_dtype, overwritten, upload, zeros},
 };
 use crate::kernels::attention::Heads;
 
@@ -82,14 +82,14 @@ impl State {
             return Ok(());
         }
         let device = self.0.device();
-        let moves = Tensor::from_vec(moves.concat(), (moves.len(), 3), device)?;
+        let listed = upload(&moves.concat(), device)?;
         Launch::plain(SOURCE, "decode_move", device)
             .tensor(&self.0)?
             .tensor(answers)?
-            .tensor(&moves)?
+            .tensor(&listed)?
             .u32(self.slots()?)?
             .u32(answers.dim(1)?)?
-            .run((moves.dim(0)?, 1), THREADS)
+            .run((moves.len(), 1), THREADS)
     }
 
     /// Gives slots new answers; none is named twice.
@@ -106,7 +106,7 @@ impl State {
         let device = self.0.device();
         Launch::plain(SOURCE, "decode_start", device)
             .tensor(&self.0)?
-            .tensor(&Tensor::new(words.as_slice(), device)?)?
+            .tensor(&upload(&words, device)?)?
             .u32(starts.len())?
             .u32(self.slots()?)?
             .per_element(starts.len())

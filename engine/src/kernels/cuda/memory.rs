@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use candle_core::{CpuStorage, DType, Device, Result, Shape, Storage, Tensor, bail};
+use candle_core::{CpuStorage, DType, Device, Result, Shape, Storage, Tensor, WithDType, bail};
 
 use crate::kernels::buffers::KEPT_LISTS;
 
@@ -67,6 +67,23 @@ fn on_host(op: &str, storage: &CpuStorage) -> Result<u64> {
     })
 }
 
+/// `values` on the device. The copy is queued; nothing waits for what is queued before it.
+pub(crate) fn upload<T: WithDType>(values: &[T], device: &Device) -> Result<Tensor> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(cuda) if !values.is_empty() => {
+            let tensor = overwritten(values.len(), T::DTYPE, device)?;
+            // SAFETY: these are numbers without padding; any bytes are `u8`s.
+            #[expect(unsafe_code, reason = "see the safety comment")]
+            let bytes =
+                unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) };
+            super::staging::copy(bytes, address("upload", &tensor)?, cuda)?;
+            Ok(tensor)
+        }
+        _ => Tensor::new(values, device),
+    }
+}
+
 thread_local! {
     /// Least recently used first.
     static INDICES: RefCell<Vec<(Vec<u32>, Tensor)>> = const { RefCell::new(Vec::new()) };
@@ -84,7 +101,7 @@ pub(super) fn indices(values: &[u32], device: &Device) -> Result<Tensor> {
             kept.push(found);
             return Ok(tensor);
         }
-        let tensor = Tensor::new(values, device)?;
+        let tensor = upload(values, device)?;
         if kept.len() == KEPT_LISTS {
             kept.remove(0);
         }

@@ -33,6 +33,8 @@ pub(crate) mod residual;
 pub(crate) mod rms_norm;
 pub(crate) mod rotary;
 pub(crate) mod sample;
+#[cfg(feature = "cuda")]
+mod staging;
 pub(crate) mod swiglu;
 mod tensor_list;
 #[cfg(test)]

@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::{
     launch::{Launch, Source, source},
-    memory::{indices, one_dtype, overwritten},
+    memory::{indices, one_dtype, overwritten, upload},
     residual::add_partial_sums,
 };
 use crate::kernels::{
@@ -114,7 +114,7 @@ pub(crate) fn angles(table: &RotaryTable, positions: &[u32], device: &Device) ->
         {
             return Ok(tensor.clone());
         }
-        let tensor = Tensor::new(rows.as_slice(), device)?;
+        let tensor = upload(&rows, device)?;
         *kept = Some((rows, tensor.clone()));
         Ok(tensor)
     })
