@@ -26,7 +26,9 @@ fn a_misspelt_key_is_named_with_its_line_and_the_nearest() {
         "selection.strategy",
         "selection.threshold",
     ];
-    for (message, nearest) in one(GOOD).bad(&overrides).iter().zip(nearest) {
+    let messages = one(GOOD).bad(&overrides);
+    assert_eq!(messages.len(), nearest.len(), "{messages:?}");
+    for (message, nearest) in messages.iter().zip(nearest) {
         let told = format!("unknown key; did you mean {nearest}?");
         assert!(message.ends_with(&told), "{message}");
     }
