@@ -6,6 +6,8 @@
 //!
 //! Mixtures of experts have no CUDA kernels yet; the experts of a token are counted as one dense layer.
 
+mod generation;
+
 use std::collections::BTreeMap;
 
 use candle_core::DType;
@@ -27,6 +29,8 @@ use crate::{
     layers::lora,
     trainer::checked_blocks,
 };
+
+pub use generation::{Answers, GENERATION_WORKSPACE};
 
 /// Bytes of an f32, and of a `u32`.
 const F32: u64 = 4;

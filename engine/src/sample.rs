@@ -99,7 +99,6 @@ impl Sampler {
     }
 
     /// Whether some of `vocab` tokens may be left out.
-    #[cfg(any(test, feature = "cuda"))]
     pub(crate) fn filters(&self, vocab: usize) -> bool {
         let some_k = self.top_k > 0 && self.top_k < vocab;
         !self.is_greedy() && (some_k || self.top_p < 1.0)

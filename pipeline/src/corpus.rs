@@ -198,6 +198,10 @@ pub fn summarise(corpus: &Corpus) -> CorpusSummary {
     let sum = |count: fn(&Example) -> usize| -> u64 {
         corpus.examples.iter().map(|e| count(e) as u64).sum()
     };
+    let most = |count: fn(&Example) -> usize| -> u64 {
+        let counts = corpus.examples.iter().map(|e| count(e) as u64);
+        counts.max().unwrap_or(0)
+    };
     let warnings = corpus.warnings.iter().map(|warning| {
         let rows: Vec<String> = warning
             .rows
@@ -221,12 +225,8 @@ pub fn summarise(corpus: &Corpus) -> CorpusSummary {
         examples: corpus.examples.len() as u64,
         tokens: sum(Example::n_tokens),
         response_tokens: sum(Example::n_trainable),
-        longest: corpus
-            .examples
-            .iter()
-            .map(|e| e.n_tokens() as u64)
-            .max()
-            .unwrap_or(0),
+        longest: most(Example::n_tokens),
+        longest_prompt: most(|example| example.prompt_len),
         problems: training_questions(corpus, 0).len() as u64,
         hashes: corpus.hashes.clone(),
         warnings: warnings.collect(),

@@ -2,16 +2,16 @@
 //!
 //! Memory is counted from the geometry: resident memory of the process on the CPU, tensors on the device on
 //! a GPU. Time is measured: one block of the student's own size, with
-//! random weights, trains, scores and generates for a moment on this machine, and the plan's tokens
-//! are multiplied in. Both are predictions; docs/performance.md holds them against real runs.
+//! random weights, trains, scores and generates for a moment where the student will, and the plan's
+//! tokens are multiplied in. Both are predictions; docs/performance.md holds them against real runs.
 
 use std::{ops::ControlFlow, time::Instant};
 
-use candle_core::{DType, Device};
+use candle_core::Device;
 use serde::{Deserialize, Serialize};
 use t3s_core::{
-    AttentionPattern, ComponentError, CounterRng, DecoderSpec, Draw, Example, ExampleBatch,
-    ModelBatch, Objective, Weighting,
+    AttentionPattern, ComponentError, CounterRng, DecodeRule, DecoderSpec, Draw, Example,
+    ExampleBatch, ModelBatch, Objective, Weighting,
     decoder_spec::LayerMlp,
     plan::{
         BottleneckRule, Estimator, GeneratePlan, Recompute, RunPlan, StatePrecision, TrainPlan,
@@ -20,7 +20,7 @@ use t3s_core::{
 use t3s_engine::{
     Accumulation, Columns, Decoder, EngineError, Footprint, Grads, Part, Scoring,
     adamw::{AdamW, state_bytes},
-    footprint::PassRows,
+    footprint::{Answers, GENERATION_WORKSPACE, PassRows},
     generate, init_params,
     layers::lora,
     loss_and_gradients, score,
@@ -30,14 +30,40 @@ use crate::{error::PipelineError, student::Student, summary::CorpusSummary};
 
 /// Bytes of an f32.
 const F32: u64 = 4;
-/// Largest vocabulary that is timed; a larger one is scaled up from it.
-const TIMED_VOCAB: usize = 4096;
-/// Tokens of a timed pass, at most.
-const TIMED_TOKENS: usize = 1024;
-/// Tokens of a timed generation.
-const TIMED_STEPS: usize = 12;
 /// How often each is timed.
 const ROUNDS: usize = 5;
+
+/// How much is timed: what keeps the device busy, and no more.
+#[derive(Debug, Clone, Copy)]
+struct Sizes {
+    /// Largest vocabulary; a larger one is scaled up from it.
+    vocab: usize,
+    /// Tokens of a pass, at most.
+    tokens: usize,
+    /// Tokens of a generation.
+    steps: usize,
+    /// Blocks of the smaller of two models, at least; the other has one more.
+    layers: usize,
+}
+
+impl Sizes {
+    fn on(device: &Device) -> Self {
+        match device {
+            Device::Cpu => Self {
+                vocab: 4096,
+                tokens: 1024,
+                steps: 12,
+                layers: 0,
+            },
+            _ => Self {
+                vocab: 1 << 15,
+                tokens: 1 << 14,
+                steps: 64,
+                layers: 1,
+            },
+        }
+    }
+}
 
 /// What a run will cost.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -153,7 +179,8 @@ pub fn predict(
         trainable,
         peak_memory: match student.device {
             Device::Cpu => peak_memory(spec, objective.attention(), plan, corpus, trainable),
-            _ => device_memory(student, objective.attention(), plan, corpus),
+            _ => device_memory(student, objective.attention(), plan, corpus, problems)
+                .map_err(&error)?,
         },
         stages,
     })
@@ -308,13 +335,15 @@ fn pass_tokens(train: &TrainPlan, corpus: &CorpusSummary) -> u64 {
     pass.min(step.max(longest))
 }
 
-/// Most bytes of tensors on the student's GPU in any stage. Answers are written on the CPU.
+/// Most bytes of tensors on the student's GPU in any stage. The `problems` of the evaluation are taken to
+/// be no longer than the longest prompt of the corpus.
 fn device_memory(
     student: &Student,
     attention: AttentionPattern,
     plan: &RunPlan,
     corpus: &CorpusSummary,
-) -> u64 {
+    problems: u64,
+) -> Result<u64, EngineError> {
     let longest = corpus.longest.max(1);
     let rows = |tokens: u64| PassRows {
         rows: tokens * attention.rows_per_token() as u64,
@@ -334,7 +363,27 @@ fn device_memory(
         .max(longest)
         .min(corpus.tokens);
     let scoring = footprint(&plan.train).scoring(rows(scored));
-    training.into_iter().fold(scoring, u64::max)
+    let mut most = training.into_iter().fold(scoring, u64::max);
+    if matches!(student.decode, DecodeRule::LeftToRight) {
+        for (generate, prompts, samples) in [
+            (
+                &plan.bottleneck.generate,
+                corpus.problems,
+                plan.bottleneck.samples,
+            ),
+            (&plan.eval.generate, problems, plan.eval.samples),
+        ] {
+            let answers = Answers {
+                plan: generate,
+                prompts,
+                samples: samples as u64,
+                longest: corpus.longest_prompt,
+            };
+            let generation = footprint(&plan.train).generation(answers)?;
+            most = most.max(generation + GENERATION_WORKSPACE);
+        }
+    }
+    Ok(most)
 }
 
 fn peak_memory(
@@ -384,14 +433,15 @@ impl Rates {
         corpus: &CorpusSummary,
     ) -> Result<Self, EngineError> {
         let spec = &student.spec;
-        let length = (corpus.tokens / corpus.examples.max(1)).clamp(4, TIMED_TOKENS as u64);
-        let pass = plan.train.micro_batch_tokens.clamp(1, TIMED_TOKENS);
+        let sizes = Sizes::on(&student.device);
+        let length = (corpus.tokens / corpus.examples.max(1)).clamp(4, sizes.tokens as u64);
+        let pass = plan.train.micro_batch_tokens.clamp(1, sizes.tokens);
         let examples = (pass as u64).div_ceil(length).max(1);
         let answers = plan.eval.generate.batch.clamp(1, 256);
         let timed = |n_layers| {
             let small = DecoderSpec {
                 n_layers,
-                vocab: spec.vocab.min(TIMED_VOCAB),
+                vocab: spec.vocab.min(sizes.vocab),
                 eos_ids: Vec::new(),
                 ..spec.clone()
             };
@@ -403,26 +453,30 @@ impl Rates {
                 (length, examples, answers),
             )
         };
-        let (head, block) = (timed(0)?, timed(1)?);
+        // A model without blocks has nothing to adapt.
+        let layers = sizes.layers.max(usize::from(plan.train.lora.is_some()));
+        let (fewer, more) = (timed(layers)?, timed(layers + 1)?);
         let tokens = (length * examples) as f64;
         let generated = (answers * timed_steps(student)) as f64;
-        let vocab = spec.vocab as f64 / spec.vocab.min(TIMED_VOCAB) as f64;
-        let whole = |head: f64, with_block: f64, units: f64| {
-            let layers = spec.n_layers as f64 * (with_block - head).max(0.0);
-            (vocab * head + layers) / units
+        let vocab = spec.vocab as f64 / spec.vocab.min(sizes.vocab) as f64;
+        let whole = |fewer: f64, more: f64, units: f64| {
+            let block = (more - fewer).max(0.0);
+            let head = (fewer - layers as f64 * block).max(0.0);
+            (vocab * head + spec.n_layers as f64 * block) / units
         };
         Ok(Self {
-            train: whole(head.train, block.train, tokens),
-            score: whole(head.score, block.score, tokens),
-            generate: whole(head.generate, block.generate, generated),
-            optimiser: block.optimiser,
+            train: whole(fewer.train, more.train, tokens),
+            score: whole(fewer.score, more.score, tokens),
+            generate: whole(fewer.generate, more.generate, generated),
+            optimiser: more.optimiser,
         })
     }
 }
 
 /// Tokens of a timed answer.
 fn timed_steps(student: &Student) -> usize {
-    TIMED_STEPS.max(student.decode.unit())
+    let steps = Sizes::on(&student.device).steps;
+    steps.max(student.decode.unit())
 }
 
 /// An objective for a model with fewer ids.
@@ -467,8 +521,18 @@ fn time(
         vocab: spec.vocab as u32,
     };
     let rng = CounterRng::new(plan.seed, "estimate");
-    let params = init_params(spec, plan.seed, &Device::Cpu, DType::F32)?;
-    let decoder = Decoder::new(spec.clone(), params, None)?;
+    let device = &student.device;
+    let mut params = init_params(spec, plan.seed, device, student.dtype)?;
+    if let Some(lora) = &plan.train.lora {
+        lora::attach(spec, &mut params, lora, plan.seed)?;
+    }
+    let decoder = Decoder::new(spec.clone(), params, plan.train.lora.as_ref())?;
+    let learning = trainable(spec, &plan.train)?.max(1);
+    // A GPU computes on while the host goes on.
+    let since = |started: Instant| -> Result<f64, EngineError> {
+        device.synchronize()?;
+        Ok(started.elapsed().as_secs_f64())
+    };
     let reserved = student.decode.reserved();
     let id = |e, i| match (rng.bits(e, i) % spec.vocab as u64) as u32 {
         id if Some(id) == reserved => (id + 1) % spec.vocab as u32,
@@ -511,13 +575,13 @@ fn time(
         let started = Instant::now();
         let parts = [part.clone()];
         loss_and_gradients(&decoder, &objective, &parts, &how, &mut grads)?;
-        timed.train = timed.train.min(started.elapsed().as_secs_f64());
+        timed.train = timed.train.min(since(started)?);
 
         let started = Instant::now();
         // A rate of 0 times the step, without moving the weights.
         let clip = grads.clip(0.0, &[], None)?;
         optimizer.step(&decoder.params, &mut grads, 0.0, &clip)?;
-        let per_weight = started.elapsed().as_secs_f64() / spec.n_parameters() as f64;
+        let per_weight = since(started)? / learning as f64;
         timed.optimiser = timed.optimiser.min(per_weight);
 
         let started = Instant::now();
@@ -530,14 +594,14 @@ fn time(
             read = done;
             ControlFlow::Continue(())
         })?;
-        let seconds = started.elapsed().as_secs_f64();
+        let seconds = since(started)?;
         timed.score = timed.score.min(seconds * tokens / read.max(1) as f64);
 
         let started = Instant::now();
         let go_on = &mut |_| ControlFlow::Continue(());
         let rule = student.decode.within(spec.vocab);
         generate(&decoder, &rule, &prompts, 1, &generating, plan.seed, go_on)?;
-        timed.generate = timed.generate.min(started.elapsed().as_secs_f64());
+        timed.generate = timed.generate.min(since(started)?);
     }
     Ok(timed)
 }

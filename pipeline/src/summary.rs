@@ -86,6 +86,9 @@ pub struct CorpusSummary {
     pub response_tokens: u64,
     /// Tokens of the longest example.
     pub longest: u64,
+    /// Tokens of the longest prompt.
+    #[serde(default)]
+    pub longest_prompt: u64,
     /// Different prompts with a gold answer.
     pub problems: u64,
     /// What the token stores have to agree with.

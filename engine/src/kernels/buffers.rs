@@ -56,3 +56,60 @@ pub(crate) fn cudnn_score_bytes(heads: Heads, examples: usize, longest: usize) -
     let pairs = (cudnn_longest(longest) as u64).pow(2);
     2 * examples.next_power_of_two() as u64 * heads.n_heads as u64 * pairs
 }
+
+/// Rows of a matrix product over prompts: always this many, whatever is read, and enough for a GPU to
+/// compute at a good part of its speed.
+pub(crate) const PROMPT_ROWS: usize = 512;
+
+/// Most rows of prompts per pass, whose activations are in memory at once; a longer prompt is a pass of
+/// its own.
+pub(crate) const PREFILL_ROWS: usize = 8 * PROMPT_ROWS;
+
+/// Capacities of caches are multiples of so many positions.
+pub(crate) const CACHE_POSITIONS: usize = 64;
+
+/// Keys of one partial result of attention over a cache; the constant of decode.cu.
+pub(crate) const ATTEND_CHUNK: usize = 256;
+
+/// Rows of a step of generation at least, of a batch that has as many. Up to 64 rows a GPU reads the
+/// weights for longer than it multiplies by them, several times so: fewer rows would save next to nothing,
+/// and every number of rows is a recording of its own.
+pub(crate) const FEWEST_STEP_ROWS: usize = 64;
+
+/// Rows of a step of generation for `open` answers: `batch`, halved while they fit, but not below `fewest`. Few numbers
+/// of rows, so that few steps are recorded anew and matrix products have few shapes.
+pub(crate) fn step_rows(open: usize, batch: usize, fewest: usize) -> usize {
+    let mut rows = batch;
+    while rows > fewest {
+        let half = rows.div_ceil(2).max(fewest);
+        if open > half {
+            break;
+        }
+        rows = half;
+    }
+    rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::step_rows;
+
+    #[test]
+    fn rows_are_halved_while_the_open_answers_fit() {
+        let of = |open| step_rows(open, 100, 10);
+        assert_eq!(
+            [100, 51, 50, 26, 25, 14, 13, 1, 0].map(of),
+            [100, 100, 50, 50, 25, 25, 13, 10, 10]
+        );
+        // A batch that is smaller than the fewest rows keeps its size.
+        assert_eq!(step_rows(1, 5, 10), 5);
+        for batch in 1..300 {
+            for open in 0..=batch {
+                let rows = step_rows(open, batch, 64);
+                assert!(open <= rows && rows <= batch);
+                // In several steps as in one.
+                assert_eq!(step_rows(open, rows, 64), rows);
+            }
+        }
+    }
+}

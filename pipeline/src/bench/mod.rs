@@ -16,8 +16,8 @@ use t3s_core::{
     registry::Registry,
 };
 use t3s_engine::{
-    Footprint,
-    footprint::{self, PassRows},
+    EngineError, Footprint,
+    footprint::{self, Answers, GENERATION_WORKSPACE, PassRows},
     memory,
 };
 
@@ -231,7 +231,12 @@ impl BenchPlan {
     }
 
     /// Most bytes of tensors that a GPU will hold at once.
-    fn predicted_on_device(&self, spec: &DecoderSpec, dtype: DType, train: &TrainPlan) -> u64 {
+    fn predicted_on_device(
+        &self,
+        spec: &DecoderSpec,
+        dtype: DType,
+        train: &TrainPlan,
+    ) -> Result<u64, EngineError> {
         let footprint = Footprint::of(spec, dtype, train);
         let pass = |rows: &Rows| {
             let tokens = rows.pass_tokens.min(rows.tokens());
@@ -241,11 +246,18 @@ impl BenchPlan {
                 positions: rows.seq as u64,
             }
         };
-        match &self.work {
+        Ok(match &self.work {
             Work::Train { rows, .. } => footprint.training(pass(rows)),
             Work::Score { rows } => footprint.scoring(pass(rows)),
-            // Answers are written on the CPU, from a copy there.
-            Work::Generate { .. } => footprint.weights(),
+            Work::Generate { batch, prompt, new } => {
+                let answers = Answers {
+                    plan: &work::answers_plan(*batch, *new),
+                    prompts: *batch as u64,
+                    samples: 1,
+                    longest: *prompt as u64,
+                };
+                footprint.generation(answers)? + GENERATION_WORKSPACE
+            }
             Work::Head { rows } => {
                 let all = PassRows {
                     rows: rows.tokens() as u64,
@@ -254,7 +266,7 @@ impl BenchPlan {
                 };
                 footprint.weights() + footprint.gradients() + footprint.pass(all)
             }
-        }
+        })
     }
 
     /// Most bytes that the process will hold at once on the CPU.
@@ -311,7 +323,8 @@ pub fn bench(plan: &BenchPlan, registry: &Registry) -> Result<Report, PipelineEr
     let (predicted, outside) = match device {
         Device::Cpu => (plan.predicted_bytes(&spec, trainable), 0),
         _ => (
-            plan.predicted_on_device(&spec, dtype, &train),
+            plan.predicted_on_device(&spec, dtype, &train)
+                .map_err(&failed)?,
             footprint::OUTSIDE_BYTES,
         ),
     };

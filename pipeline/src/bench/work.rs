@@ -19,6 +19,16 @@ use t3s_engine::{
 
 use super::{BenchPlan, Rows, Work, flops::Flops, machine::Usage, report::Timed};
 
+/// How a benchmark generates: `batch` answers side by side, each of `max_new_tokens` tokens.
+pub(super) fn answers_plan(batch: usize, max_new_tokens: usize) -> GeneratePlan {
+    GeneratePlan {
+        max_new_tokens,
+        temperature: 0.0,
+        batch,
+        ..GeneratePlan::default()
+    }
+}
+
 /// How often a repetition whose decoding took no time beside its prefill is tried again.
 const TRIES: usize = 10;
 
@@ -213,12 +223,7 @@ impl Clock<'_> {
             .collect();
         let run = |max_new_tokens| {
             let before = Usage::now();
-            let how = GeneratePlan {
-                max_new_tokens,
-                temperature: 0.0,
-                batch,
-                ..GeneratePlan::default()
-            };
+            let how = answers_plan(batch, max_new_tokens);
             let rule = DecodeRule::LeftToRight;
             let go_on = &mut |_| ControlFlow::Continue(());
             let answers = generate(decoder, &rule, &prompts, 1, &how, self.plan.seed, go_on)?;

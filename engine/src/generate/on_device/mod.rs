@@ -6,7 +6,7 @@
 //!
 //! While there are prompts in the queue a step has `plan.batch` rows. When there are none and at most half
 //! of the slots still write, those are moved together, and steps have half as many rows from then on
-//! ([`rows_for`]).
+//! ([`step_rows`]).
 
 mod frozen;
 mod slots;
@@ -21,14 +21,17 @@ use t3s_core::plan::sections::GeneratePlan;
 
 use self::{
     frozen::Frozen,
-    slots::{PREFILL_ROWS, Size, Slots},
+    slots::{Size, Slots},
 };
 use super::{Finish, GenerateProgress, Generation, copies_of, most_positions, with_copies};
 use crate::{
     Decoder, EngineError,
-    kernels::cuda::{
-        self,
-        decode::{Start, status},
+    kernels::{
+        buffers::{CACHE_POSITIONS, FEWEST_STEP_ROWS, PREFILL_ROWS, step_rows},
+        cuda::{
+            self,
+            decode::{Start, status},
+        },
     },
     sample::{AnswerStream, Sampler},
 };
@@ -45,12 +48,10 @@ pub(crate) struct Steps {
 }
 
 impl Default for Steps {
-    /// Up to 64 rows a GPU reads the weights for longer than it multiplies by them, several times so:
-    /// fewer rows would save next to nothing, and every number of rows is a recording of its own.
     fn default() -> Self {
         Self {
             start: StepStart::Recorded { warm: false },
-            fewest_rows: 64,
+            fewest_rows: FEWEST_STEP_ROWS,
         }
     }
 }
@@ -59,8 +60,6 @@ impl Default for Steps {
 const LOOK_EVERY: usize = 8;
 /// Between two calls of the progress function, if looks come as often.
 const PROGRESS_EVERY: Duration = Duration::from_millis(50);
-/// Capacities of caches are multiples of this.
-const POSITIONS: usize = 64;
 
 /// Whether `decoder` is decoded here: its weights are on a GPU, and there is no mixture of experts.
 pub(super) fn takes(decoder: &Decoder) -> bool {
@@ -138,9 +137,9 @@ pub(crate) fn generate(
     }
     if !queue.is_empty() {
         let size = Size {
-            rows: rows_for(queue.len(), plan.batch, steps.fewest_rows),
+            rows: step_rows(queue.len(), plan.batch, steps.fewest_rows),
             slots: plan.batch.min(queue.len()),
-            capacity: positions.next_multiple_of(POSITIONS),
+            capacity: positions.next_multiple_of(CACHE_POSITIONS),
             max_new_tokens: plan.max_new_tokens.min(max_positions),
         };
         let mut run = Run {
@@ -210,20 +209,6 @@ struct Run<'a> {
     finished: Vec<Generation>,
 }
 
-/// Rows of a step for `open` answers: `batch`, halved while they fit, but not below `fewest`. Few numbers
-/// of rows, so that few steps are recorded anew and matrix products have few shapes.
-fn rows_for(open: usize, batch: usize, fewest: usize) -> usize {
-    let mut rows = batch;
-    while rows > fewest {
-        let half = rows.div_ceil(2).max(fewest);
-        if open > half {
-            break;
-        }
-        rows = half;
-    }
-    rows
-}
-
 impl Run<'_> {
     fn run_to_end(&mut self, reporter: &mut Reporter<'_>) -> Result<(), EngineError> {
         loop {
@@ -253,7 +238,7 @@ impl Run<'_> {
         }
         let open = |slot: &&Slot| slot.answer.is_some();
         let n_open = self.slots.iter().filter(open).count();
-        let rows = rows_for(n_open, self.device.rows(), self.fewest_rows);
+        let rows = step_rows(n_open, self.device.rows(), self.fewest_rows);
         if rows == self.device.rows() {
             return Ok(());
         }
@@ -385,29 +370,5 @@ impl Run<'_> {
             self.finished.push(reporter.finish(answer, ids, finish));
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::rows_for;
-
-    #[test]
-    fn rows_are_halved_while_the_open_answers_fit() {
-        let of = |open| rows_for(open, 100, 10);
-        assert_eq!(
-            [100, 51, 50, 26, 25, 14, 13, 1, 0].map(of),
-            [100, 100, 50, 50, 25, 25, 13, 10, 10]
-        );
-        // A batch that is smaller than the fewest rows keeps its size.
-        assert_eq!(rows_for(1, 5, 10), 5);
-        for batch in 1..300 {
-            for open in 0..=batch {
-                let rows = rows_for(open, batch, 64);
-                assert!(open <= rows && rows <= batch);
-                // In several steps as in one.
-                assert_eq!(rows_for(open, rows, 64), rows);
-            }
-        }
     }
 }

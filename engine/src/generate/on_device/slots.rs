@@ -8,6 +8,7 @@ use crate::{
     Decoder, EngineError,
     kernels::{
         Into,
+        buffers::PROMPT_ROWS,
         cuda::{
             attention,
             decode::{self, Attend, LayerCache, Rows, Start, State, status},
@@ -20,13 +21,6 @@ use crate::{
     },
     sample::Sampler,
 };
-
-/// Rows of a matrix product over prompts: always this many, whatever is read, and enough for a GPU to
-/// compute at a good part of its speed.
-const PROMPT_ROWS: usize = 512;
-/// Most rows of prompts per pass, whose activations are in memory at once; a longer prompt is a pass of
-/// its own.
-pub(super) const PREFILL_ROWS: usize = 8 * PROMPT_ROWS;
 
 /// How many sequences there are, and how long they get.
 #[derive(Debug, Clone, Copy)]

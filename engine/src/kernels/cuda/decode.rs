@@ -9,14 +9,12 @@ use super::{
     launch::{Launch, Source, THREADS, source, threads_for},
     memory::{one_dtype, overwritten, upload, zeros},
 };
-use crate::kernels::attention::Heads;
+use crate::kernels::{attention::Heads, buffers::ATTEND_CHUNK};
 
 const SOURCE: Source = source!("decode");
 
 /// Warps per block where each has an item of its own.
 const WARPS: usize = THREADS as usize / 32;
-/// Keys of one partial result; the constant of decode.cu.
-pub(crate) const CHUNK: usize = 256;
 /// Threads of a block of attention; the constant of decode.cu.
 const ATTEND_THREADS: usize = 128;
 /// Query heads of a block, at most: the largest of decode.cu's kernels.
@@ -291,7 +289,7 @@ impl Attend {
         heads: Heads,
         device: &Device,
     ) -> Result<Self> {
-        let shape = |last| (slots, heads.n_heads, capacity.div_ceil(CHUNK), last);
+        let shape = |last| (slots, heads.n_heads, capacity.div_ceil(ATTEND_CHUNK), last);
         Ok(Self {
             heads,
             partial: overwritten(shape(heads.head_dim), DType::F32, device)?,
@@ -324,7 +322,7 @@ impl Attend {
             head_dim.next_multiple_of(elements),
         );
         let parts = ATTEND_THREADS / vectors;
-        let floats = together * (width + CHUNK.max(parts * width));
+        let floats = together * (width + ATTEND_CHUNK.max(parts * width));
         Launch::of(SOURCE, &format!("decode_attend_{together}"), q)?
             .tensor(q)?
             .tensor(&cache.keys)?

@@ -1,19 +1,20 @@
-//! What training allocates while the emulated kernels run, against what `crate::footprint` predicts.
+//! What training and generation allocate while the emulated kernels run, against what `crate::footprint` predicts.
 
-use std::sync::Arc;
+use std::{ops::ControlFlow, sync::Arc};
 
 use candle_core::{DType, Device};
 use t3s_core::{
-    CounterRng, DecoderSpec, Example,
+    CounterRng, DecodeRule, DecoderSpec, Example,
     decoder_spec::MlpSpec,
     objective::NextToken,
-    plan::{LoraPlan, Recompute, StatePrecision, TrainPlan},
+    plan::{GeneratePlan, LoraPlan, Recompute, StatePrecision, TrainPlan},
 };
 
 use super::counting;
 use crate::{
     Decoder, Footprint,
-    footprint::PassRows,
+    footprint::{Answers, PassRows},
+    generate,
     init::init_params,
     kernels::cuda::emulated,
     layers::lora,
@@ -163,4 +164,72 @@ fn training_of_an_adapter_takes_what_is_predicted() {
 fn training_in_segments_takes_what_is_predicted() {
     check(40, plan(Recompute::Every(2), StatePrecision::Bits8), false);
     check(40, plan(Recompute::Every(3), StatePrecision::F32), false);
+}
+
+/// Bytes that the host holds for itself while answers are written (ids, copies of lists) are counted too:
+/// with a cache of megabytes they are few.
+#[test]
+fn generation_takes_what_is_predicted() {
+    let spec = DecoderSpec {
+        eos_ids: Vec::new(),
+        ..spec(160)
+    };
+    let prompts: Vec<Vec<u32>> = (0..12).map(|i| vec![i as u32 + 1; 30 + i]).collect();
+    let adapter = LoraPlan {
+        rank: 3,
+        ..LoraPlan::default()
+    };
+    for (batch, new, top_k, lora) in [
+        (5, 3, 0, None),
+        (16, 200, 9, None),
+        (80, 2, 0, Some(&adapter)),
+    ] {
+        let plan = GeneratePlan {
+            batch,
+            max_new_tokens: new,
+            temperature: 1.0,
+            top_k,
+            ..GeneratePlan::default()
+        };
+        let run = || {
+            counting::counted(|| {
+                let mut params = init_params(&spec, 4, &Device::Cpu, DType::BF16).unwrap();
+                if let Some(lora) = lora {
+                    lora::attach(&spec, &mut params, lora, 1).unwrap();
+                }
+                let decoder = Decoder::new(spec.clone(), params, lora).unwrap();
+                counting::take_peak();
+                let rule = DecodeRule::LeftToRight;
+                // To the first look: all there is has been allocated.
+                let mut calls = 0;
+                let progress = &mut |_| {
+                    calls += 1;
+                    match calls {
+                        1 => ControlFlow::Continue(()),
+                        _ => ControlFlow::Break(()),
+                    }
+                };
+                let _ = generate(&decoder, &rule, &prompts, 2, &plan, 3, progress);
+                counting::take_peak()
+            })
+        };
+        let Some(found) = emulated::once(false, run) else {
+            return;
+        };
+        let footprint = Footprint {
+            spec: &spec,
+            dtype: DType::BF16,
+            lora,
+            recompute: Recompute::None,
+            states: StatePrecision::F32,
+        };
+        let answers = Answers {
+            plan: &plan,
+            prompts: prompts.len() as u64,
+            samples: 2,
+            longest: 41,
+        };
+        let predicted = footprint.generation(answers).unwrap();
+        expect(&format!("a batch of {batch}"), found - HOST, predicted, 0.1);
+    }
 }

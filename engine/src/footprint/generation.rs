@@ -1,0 +1,135 @@
+//! What generation on a GPU takes: generate/on_device.
+
+use t3s_core::{decoder_spec::TensorNames, plan::GeneratePlan};
+
+use super::{F32, Footprint};
+use crate::{
+    EngineError,
+    kernels::buffers::{
+        ATTEND_CHUNK, CACHE_POSITIONS, FEWEST_STEP_ROWS, PREFILL_ROWS, PROMPT_ROWS, step_rows,
+    },
+    layers::lora,
+    sample::Sampler,
+};
+
+/// The workspace that cuBLAS is given while steps are recorded (kernels/cuda/graph.rs), in bytes; beside
+/// what [`Footprint::generation`] counts.
+pub const GENERATION_WORKSPACE: u64 = 32 << 20;
+
+/// Answers to some prompts.
+#[derive(Debug, Clone, Copy)]
+pub struct Answers<'a> {
+    /// How they are drawn, and how many at a time.
+    pub plan: &'a GeneratePlan,
+    /// How many prompts there are.
+    pub prompts: u64,
+    /// Answers to each.
+    pub samples: u64,
+    /// Tokens of the longest prompt.
+    pub longest: u64,
+}
+
+impl Footprint<'_> {
+    /// Most bytes of writing answers left to right on a GPU, weights included.
+    ///
+    /// # Errors
+    /// When the plan's sampling makes no sense.
+    pub fn generation(&self, of: Answers<'_>) -> Result<u64, EngineError> {
+        let spec = self.spec;
+        let sampler = Sampler::new(of.plan)?;
+        let filters = sampler.filters(spec.vocab);
+        // Without a draw all samples are copies of one.
+        let samples = if sampler.is_greedy() {
+            1
+        } else {
+            of.samples.max(1)
+        };
+        let batch = of.plan.batch as u64;
+        let most = spec.max_positions as u64;
+        let slots = batch.min((of.prompts * samples).max(1));
+        let rows = step_rows(slots as usize, batch as usize, FEWEST_STEP_ROWS) as u64;
+        let positions = (of.longest + of.plan.max_new_tokens as u64).min(most);
+        let capacity = positions.next_multiple_of(CACHE_POSITIONS as u64);
+
+        // generate/on_device/slots.rs `Slots::new`, in its order.
+        let caches = 2 * spec.n_layers as u64 * slots * capacity * self.keys();
+        let chunks = capacity.div_ceil(ATTEND_CHUNK as u64);
+        let attend = slots * chunks * (spec.n_heads * (spec.head_dim + 2)) as u64 * F32;
+        let prompt_ends = rows * self.width();
+        let logits = rows * spec.vocab as u64 * F32;
+        let answers = rows * (of.plan.max_new_tokens as u64).min(most) * F32;
+        let lists = if filters { logits } else { 0 };
+        let held = caches
+            + attend
+            + rows * self.decoding_row()
+            + prompt_ends
+            + logits
+            + answers
+            + lists
+            + positions * spec.rope.rotary_dim as u64 * F32;
+        // `Slots::read`: activations, keys, values and log-sum-exps of a pass over prompts, each of which
+        // is read once.
+        let prompts = slots.div_ceil(samples) * of.longest;
+        let prompts = prompts.min(PREFILL_ROWS as u64).max(of.longest);
+        let prompts = prompts.next_multiple_of(PROMPT_ROWS as u64);
+        let reading = prompts * (self.decoding_row() + 2 * self.keys() + self.log_sums());
+        let (copies, merging) = self.frozen();
+        Ok(self.weights() + copies + merging.max(held + reading))
+    }
+
+    /// generate/on_device/frozen.rs `Activations`, per row.
+    fn decoding_row(&self) -> u64 {
+        let hidden = match self.spec.n_layers {
+            0 => 0,
+            _ => self.hidden(0),
+        };
+        let qkv = self.queries() + 2 * self.keys();
+        2 * self.width() + qkv + 2 * self.queries() + 3 * hidden
+    }
+
+    /// generate/on_device/frozen.rs `Frozen::new`: bytes of the matrices that are copies, and most bytes
+    /// that merging adapters takes beside them.
+    fn frozen(&self) -> (u64, u64) {
+        let (spec, names) = (self.spec, &self.spec.names);
+        let width = spec.width as u64;
+        let (queries, keys) = (
+            self.queries() / self.element(),
+            self.keys() / self.element(),
+        );
+        let (mut copies, mut merging) = (0, 0);
+        // `stack`: of matrices, each by its name and number of weights.
+        let mut stack = |layer: usize, parts: &[(&str, u64)]| {
+            let all: u64 = parts.iter().map(|(_, weights)| weights).sum();
+            let adapted = parts.iter().filter(|(name, _)| {
+                let name = TensorNames::at(name, layer);
+                self.lora.is_some_and(|plan| lora::is_target(plan, &name))
+            });
+            let (merged, largest) = adapted.fold((0, 0), |(sum, most), (_, weights)| {
+                (sum + weights, weights.max(&most).to_owned())
+            });
+            if parts.len() > 1 || merged > 0 {
+                copies += all * self.element();
+            }
+            // The sum in f32, made of another copy; the pieces of the stack.
+            merging = merging.max(merged * self.element() + 2 * largest * F32);
+        };
+        for layer in 0..spec.n_layers {
+            match spec.fused_qkv() {
+                true => stack(layer, &[(&names.query, (queries + 2 * keys) * width)]),
+                false => stack(
+                    layer,
+                    &[
+                        (&names.query, queries * width),
+                        (&names.key, keys * width),
+                        (&names.value, keys * width),
+                    ],
+                ),
+            }
+            stack(layer, &[(&names.output, queries * width)]);
+            let hidden = self.hidden(layer) / self.element() * width;
+            stack(layer, &[(&names.gate, hidden), (&names.up, hidden)]);
+            stack(layer, &[(&names.down, hidden)]);
+        }
+        (copies, merging)
+    }
+}
