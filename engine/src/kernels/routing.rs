@@ -162,8 +162,7 @@ impl Sorted {
     }
 }
 
-/// Binds `$host` to the lists on the host; hands over to the CUDA twin where they are on a GPU, which
-/// are `$cuda` then.
+/// The lists on the host; hands over to the CUDA twin where they are on a GPU, which are `$cuda` then.
 macro_rules! on_host {
     ($routing:expr, $cuda:ident => $twin:expr) => {
         match &$routing.lists {
@@ -230,8 +229,11 @@ impl Routing {
     /// # Errors
     /// When they are on a GPU.
     pub(super) fn ranges(&self) -> Result<impl Iterator<Item = Range<usize>>> {
-        let sorted = on_host!(self, _lists => bail!("experts: rows on the CPU, routed on a GPU"));
-        Ok(sorted.offsets.windows(2).map(|w| w[0]..w[1]))
+        match &self.lists {
+            Lists::Host(sorted) => Ok(sorted.offsets.windows(2).map(|w| w[0]..w[1])),
+            #[cfg(any(test, feature = "cuda"))]
+            Lists::Cuda(_) => bail!("experts: rows on the CPU, routed on a GPU"),
+        }
     }
 
     /// The lists on the GPU.

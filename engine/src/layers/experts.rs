@@ -164,6 +164,16 @@ impl Routes {
         routes.insert(router, chosen.clone());
         Ok(chosen)
     }
+
+    /// The same choices where another copy of the model is.
+    #[cfg(test)]
+    pub(crate) fn to_device(&self, device: &candle_core::Device) -> Self {
+        let routes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let moved = routes
+            .iter()
+            .map(|(router, chosen)| (*router, chosen.to_device(device).expect("there is room")));
+        Self(Mutex::new(moved.collect()))
+    }
 }
 
 impl Experts {

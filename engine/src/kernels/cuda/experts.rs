@@ -155,7 +155,10 @@ pub(in crate::kernels) fn backward_weight(
     let (rows, columns) = (dy.dim(1)?, x.dim(1)?);
     let filled = || slots.iter().flatten();
     if let Some((slot, _)) = filled().find(|(slot, _)| slot.dtype() != DType::F32) {
-        bail!("expert weight gradient: found {:?}; it is F32", slot.dtype());
+        bail!(
+            "expert weight gradient: found {:?}; it is F32",
+            slot.dtype()
+        );
     }
     // One launch does the same with all of them.
     let add = filled().any(|(_, into)| *into == Into::Add);
