@@ -18,9 +18,13 @@ const MMA: Source = source!("experts_mma");
 #[derive(Debug, Clone, Copy)]
 struct Kernels {
     source: Source,
+    /// What the names of its kernels start and end with.
+    name: [&'static str; 2],
     /// Columns of a tile.
     width: usize,
     threads: u32,
+    /// Bytes of shared memory.
+    shared: usize,
 }
 
 impl Kernels {
@@ -29,28 +33,35 @@ impl Kernels {
     fn of(dtype: DType, columns: usize, sizes: [usize; 2], addresses: &[u64]) -> Self {
         let whole = sizes.iter().all(|size| size.is_multiple_of(8));
         let aligned = addresses.iter().all(|at| at.is_multiple_of(16));
-        match dtype == DType::BF16 && whole && aligned {
-            true => Self {
-                source: MMA,
-                width: if columns <= 32 { 32 } else { 128 },
-                threads: 128,
-            },
-            false => Self {
+        if dtype != DType::BF16 || !whole || !aligned {
+            return Self {
                 source: SOURCE,
+                name: ["experts", ""],
                 width: EXPERT_ROWS,
                 threads: THREADS,
-            },
+                shared: 0,
+            };
+        }
+        let (suffix, width) = if columns <= 32 {
+            ("_32", 32)
+        } else {
+            ("_128", 128)
+        };
+        Self {
+            source: MMA,
+            name: ["experts_mma", suffix],
+            width,
+            threads: 128,
+            // Two steps of both operands, of 32 elements and eight that keep rows apart.
+            shared: 2 * (EXPERT_ROWS + width) * (32 + 8) * dtype.size_in_bytes(),
         }
     }
 
+    /// The product `name` of tensors of the type of `like`.
     fn launch(self, name: &str, like: &Tensor) -> Result<Launch> {
-        if self.source.name == SOURCE.name {
-            return Launch::of(self.source, &format!("experts_{name}"), like);
-        }
-        // Two steps of both operands, of 32 elements and eight that keep rows apart.
-        let shared = 2 * (EXPERT_ROWS + self.width) * (32 + 8) * like.dtype().size_in_bytes();
-        let name = format!("experts_mma_{name}_{}", self.width);
-        Ok(Launch::of(self.source, &name, like)?.shared(shared))
+        let [prefix, suffix] = self.name;
+        let launch = Launch::of(self.source, &format!("{prefix}_{name}{suffix}"), like)?;
+        Ok(launch.shared(self.shared))
     }
 }
 
