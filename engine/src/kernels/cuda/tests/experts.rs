@@ -51,26 +51,22 @@ fn choices_are_the_cpus() {
             let bias = draw("bias", n_experts, 3, 0.125);
             let bias = Tensor::from_vec(bias, n_experts, &Device::Cpu).unwrap();
             for (bias, dtype) in [(None, DType::F32), (Some(&bias), DType::BF16)] {
-                let run = |device: &Device| -> Vec<Vec<u32>> {
+                let run = |dtype, device: &Device| -> Vec<Vec<u32>> {
                     let logits = logits.to_device(device).unwrap();
-                    let bias = bias.map(|b| b.to_device(device).unwrap());
+                    let bias = bias.map(|b| b.to_dtype(dtype).unwrap().to_device(device).unwrap());
                     let chosen = routing::chosen(&logits, bias.as_ref(), &choice).unwrap();
                     chosen.to_vec2().unwrap()
                 };
-                let wanted = run(&Device::Cpu);
-                let bias = bias.map(|b| b.to_dtype(dtype).unwrap());
-                let run = |device: &Device| -> Vec<Vec<u32>> {
-                    let logits = logits.to_device(device).unwrap();
-                    let bias = bias.as_ref().map(|b| b.to_device(device).unwrap());
-                    let chosen = routing::chosen(&logits, bias.as_ref(), &choice).unwrap();
-                    chosen.to_vec2().unwrap()
-                };
+                let wanted = run(DType::F32, &Device::Cpu);
                 let what = format!("{choice:?}, {below} values, {dtype:?}");
-                for found in in_both_orders(|| run(&Device::Cpu)).into_iter().flatten() {
+                for found in in_both_orders(|| run(dtype, &Device::Cpu))
+                    .into_iter()
+                    .flatten()
+                {
                     assert_eq!(found, wanted, "{what}");
                 }
                 if let Some(gpu) = &gpu {
-                    assert_eq!(run(gpu), wanted, "{what}, GPU");
+                    assert_eq!(run(dtype, gpu), wanted, "{what}, GPU");
                 }
             }
         }
@@ -180,11 +176,11 @@ fn products_of_experts_match_their_twins() {
             let low = experts::forward(routing, x, &wide, 0.5, None).unwrap();
             assert!(same(&[low], std::slice::from_ref(&y)));
             let mut results = vec![y, added, dx, more];
-            // The second expert is frozen; of the last two weights one adds and one starts from nothing.
+            // The second expert is frozen; the last time some add and some start from nothing.
             for all in [Some(Into::Overwrite), Some(Into::Add), None] {
                 let into = |e: usize| match all {
                     Some(into) => into,
-                    None if e % 2 == 0 => Into::Overwrite,
+                    None if e.is_multiple_of(2) => Into::Overwrite,
                     None => Into::Add,
                 };
                 let slots: Vec<Option<(Tensor, Into)>> = (0..n_experts)
