@@ -18,9 +18,6 @@ pub(crate) const ROTARY_WARPS: usize = 8;
 /// layer (positions, tiles), with room for another batch's.
 pub(crate) const KEPT_LISTS: usize = 24;
 
-/// How many lists of addresses stay on the device: two per block and projection of its experts, five with
-/// adapters, for more blocks than models have.
-pub(crate) const KEPT_ADDRESS_LISTS: usize = 4096;
 /// Pairs of a tile of a mixture of experts, at most; as in experts.cuh.
 pub(crate) const EXPERT_ROWS: usize = 64;
 

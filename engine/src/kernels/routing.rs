@@ -162,13 +162,13 @@ impl Sorted {
     }
 }
 
-/// The lists on the host; hands over to the CUDA twin where they are on a GPU, which are `$cuda` then.
-macro_rules! on_host {
-    ($routing:expr, $cuda:ident => $twin:expr) => {
-        match &$routing.lists {
-            Lists::Host(sorted) => sorted,
-            #[cfg(any(test, feature = "cuda"))]
-            Lists::Cuda($cuda) => return $twin,
+/// Hands over to the CUDA twin where the lists of `$routing` are on a GPU, which are `$lists` there;
+/// nothing in a build without one.
+macro_rules! on_cuda_lists {
+    ($routing:expr, $lists:ident => $twin:expr) => {
+        #[cfg(any(test, feature = "cuda"))]
+        if let Lists::Cuda($lists) = &$routing.lists {
+            return $twin;
         }
     };
 }
@@ -229,8 +229,13 @@ impl Routing {
     /// # Errors
     /// When they are on a GPU.
     pub(super) fn ranges(&self) -> Result<impl Iterator<Item = Range<usize>>> {
+        Ok(self.on_host()?.offsets.windows(2).map(|w| w[0]..w[1]))
+    }
+
+    /// The lists on the host.
+    fn on_host(&self) -> Result<&Sorted> {
         match &self.lists {
-            Lists::Host(sorted) => Ok(sorted.offsets.windows(2).map(|w| w[0]..w[1])),
+            Lists::Host(sorted) => Ok(sorted),
             #[cfg(any(test, feature = "cuda"))]
             Lists::Cuda(_) => bail!("experts: rows on the CPU, routed on a GPU"),
         }
@@ -255,7 +260,8 @@ impl Routing {
     pub fn gather(&self, x: &Tensor) -> Result<Tensor> {
         let (_, width) = host::dims2("experts input", x)?;
         host::expect("experts input", x, &[self.n_pairs / self.n_chosen, width])?;
-        let sorted = on_host!(self, lists => lists.gather(x));
+        on_cuda_lists!(self, lists => lists.gather(x));
+        let sorted = self.on_host()?;
         let x = host::read("experts", x)?;
         let mut out = host::overwritten(self.n_pairs * width);
         out.par_chunks_mut(width)
@@ -281,7 +287,8 @@ impl Routing {
             into,
             &[self.n_pairs / self.n_chosen, width],
         )?;
-        let lists = on_host!(self, lists => lists.scatter_add(sorted, weighted, into));
+        on_cuda_lists!(self, lists => lists.scatter_add(sorted, weighted, into));
+        let lists = self.on_host()?;
         let sorted = host::read("experts", sorted)?;
         host::write("experts", into, |into| {
             into.par_chunks_mut(width)
@@ -306,7 +313,8 @@ impl Routing {
     pub fn weigh(&self, sorted: &Tensor) -> Result<()> {
         let (_, width) = host::dims2("experts", sorted)?;
         host::expect("experts", sorted, &[self.n_pairs, width])?;
-        let weights = on_host!(self, lists => lists.weigh(sorted)).weights();
+        on_cuda_lists!(self, lists => lists.weigh(sorted));
+        let weights = self.on_host()?.weights();
         host::write("experts", sorted, |rows| {
             rows.par_chunks_mut(width)
                 .with_min_len(ROWS_PER_TASK)
@@ -334,7 +342,8 @@ impl Routing {
         let (_, width) = host::dims2("experts", a)?;
         host::expect("experts", a, &[self.n_pairs, width])?;
         host::expect("experts", b, &[self.n_pairs, width])?;
-        let sorted = on_host!(self, lists => lists.logit_gradient(logits, a, b, choice));
+        on_cuda_lists!(self, lists => lists.logit_gradient(logits, a, b, choice));
+        let sorted = self.on_host()?;
         let (z, a, b) = (
             host::read("experts", logits)?,
             host::read("experts", a)?,
