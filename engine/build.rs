@@ -8,18 +8,21 @@ use std::{
 };
 
 /// The `.cu` files of `src/kernels`.
-const KERNELS: [&str; 13] = [
+const KERNELS: [&str; 16] = [
     "adamw",
     "attention",
     "attention_mma",
     "cross_entropy",
     "decode",
     "embedding",
+    "experts",
+    "experts_mma",
     "gradients",
     "normal",
     "residual",
     "rms_norm",
     "rotary",
+    "routing",
     "sample",
     "swiglu",
 ];
@@ -45,6 +48,7 @@ fn main() {
         "counter_rng",
         "decode",
         "device",
+        "experts",
         "rotary",
         "tensor_core",
     ] {

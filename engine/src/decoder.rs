@@ -17,8 +17,8 @@ use crate::{
         self,
         attention::Heads,
         cross_entropy::{HeadOutput, HeadRow, SketchSpec},
-        experts::Choice,
         rotary::RotaryTable,
+        routing::Choice,
     },
     layers::{
         Attention, Block, Context, Embedding, Experts, Grouped, Head, Layer, Linear, Lora, Mlp,

@@ -3,8 +3,6 @@
 //! What is counted is what [`memory::peak_bytes`](crate::memory::peak_bytes) measures there: tensors.
 //! One function per part, each naming the code whose tensors it counts in their order, so that both can
 //! be read side by side. A test trains with the emulated kernels and counts what they really allocate.
-//!
-//! Mixtures of experts have no CUDA kernels yet; the experts of a token are counted as one dense layer.
 
 mod generation;
 
@@ -13,7 +11,7 @@ use std::collections::BTreeMap;
 use candle_core::DType;
 use t3s_core::{
     DecoderSpec,
-    decoder_spec::{LayerMlp, TensorRole},
+    decoder_spec::{LayerMlp, MoeSpec, TensorRole},
     plan::{LoraPlan, Recompute, StatePrecision, TrainPlan},
 };
 
@@ -23,7 +21,7 @@ use crate::{
         attention::Heads,
         buffers::{
             CUDNN_PART_SCORES, CUDNN_TRIAL_ROWS, KEPT_LISTS, ROTARY_WARPS, cudnn_score_bytes,
-            head_chunk_rows, rotary_warps, run_of,
+            expert_tiles, head_chunk_rows, rotary_warps, run_of,
         },
     },
     layers::lora,
@@ -34,6 +32,8 @@ pub use generation::{Answers, GENERATION_WORKSPACE};
 
 /// Bytes of an f32, and of a `u32`.
 const F32: u64 = 4;
+/// Bytes of an address.
+const ADDRESS: u64 = 8;
 
 /// What is allocated outside of the pool that tensors come from: the workspace of cuBLAS (32 MiB on
 /// the GPUs that have the largest, as NVIDIA documents it) and the code of kernels (taken to be no more
@@ -171,10 +171,20 @@ impl<'a> Footprint<'a> {
     }
 
     /// What stays on the device between passes: kernels/cuda/rotary.rs `angles` (a power of two of
-    /// positions), and the lists of kernels/cuda/memory.rs `indices`, each of up to a number per row.
+    /// positions), the lists of kernels/cuda/memory.rs `indices`, each of up to a number per row, and
+    /// those of kernels/cuda/addresses.rs: of the weights of the experts' projections and of what learns.
     pub fn tables(&self, pass: PassRows) -> u64 {
         let angles = pass.positions.next_power_of_two() * self.spec.rope.rotary_dim as u64 * F32;
-        angles + KEPT_LISTS as u64 * pass.rows * F32
+        let lists = |layer| match self.spec.mlp.at(layer) {
+            LayerMlp::Dense { .. } => 0,
+            LayerMlp::Experts(moe) => {
+                // Weights and their gradients, or those of both matrices of an adapter beside.
+                let of_projection = if self.lora.is_some() { 5 } else { 2 };
+                3 * of_projection * moe.n_experts as u64 * ADDRESS
+            }
+        };
+        let addresses: u64 = (0..self.spec.n_layers).map(lists).sum();
+        angles + KEPT_LISTS as u64 * pass.rows * F32 + addresses
     }
 
     /// Most bytes of one pass of training beside weights, gradients and moments: `accumulate::run`, from
@@ -252,32 +262,119 @@ impl<'a> Footprint<'a> {
         3 * self.queries() + 3 * self.keys() + self.log_sums()
     }
 
-    /// `Saved` of a `SwiGlu` but its input, per row: gate and up.
+    /// `Saved` of a feed-forward part but its input, per row: gate and up of a `SwiGlu`; of `Experts`
+    /// the scores, gate and up of each pair, and what the shared expert saves.
     fn mlp_saved(&self, layer: usize) -> u64 {
-        2 * self.hidden(layer)
+        match self.spec.mlp.at(layer) {
+            LayerMlp::Dense { hidden } => 2 * self.elements(hidden),
+            LayerMlp::Experts(moe) => {
+                let scores = moe.n_experts as u64 * F32;
+                scores + 2 * self.elements(moe.n_chosen * moe.hidden + moe.shared_hidden)
+            }
+        }
     }
 
     /// `Block::forward` that saves nothing: most bytes beside its input.
     fn forward_inside(&self, layer: usize, rows: u64) -> u64 {
         // The norm's output, all of attention, its result.
         let attention = self.width() + self.attention_saved() + self.width();
-        // Both norms' outputs, attention's result; gate, up and their product; the result.
-        let mlp = 3 * self.width() + 3 * self.hidden(layer) + self.width();
-        rows * attention.max(mlp) + self.adapter(rows)
+        // Both norms' outputs, attention's result.
+        let before = 3 * self.width();
+        let mlp = match self.spec.mlp.at(layer) {
+            // Gate, up and their product; the result.
+            LayerMlp::Dense { hidden } => {
+                rows * (3 * self.elements(hidden) + self.width()) + self.adapter(rows)
+            }
+            // `Experts::forward`: scores, routing, gate and up, what comes out of the experts; beside it
+            // the product of gate and up that it is made of, or the shared expert.
+            LayerMlp::Experts(moe) => {
+                let mixture = self.mixture(moe, rows);
+                let shared = rows * (3 * self.elements(moe.shared_hidden) + self.width());
+                mixture.scores
+                    + mixture.routing
+                    + 2 * mixture.hidden
+                    + mixture.width
+                    + (mixture.hidden + mixture.adapter).max(shared + self.adapter(rows))
+            }
+        };
+        (rows * attention + self.adapter(rows)).max(rows * before + mlp)
     }
 
-    /// `Block::forward` that saves: most bytes beside what is saved, its input included. The product of
-    /// gate and up, and the result.
+    /// `Block::forward` that saves: most bytes beside what is saved, its input included.
     fn forward_beside_saved(&self, layer: usize, rows: u64) -> u64 {
-        rows * (self.hidden(layer) + self.width()) + self.adapter(rows)
+        match self.spec.mlp.at(layer) {
+            // The product of gate and up, and the result.
+            LayerMlp::Dense { hidden } => {
+                rows * (self.elements(hidden) + self.width()) + self.adapter(rows)
+            }
+            // As in `forward_inside`; what the shared expert saves is not there before it runs.
+            LayerMlp::Experts(moe) => {
+                let mixture = self.mixture(moe, rows);
+                let later = 2 * rows * self.elements(moe.shared_hidden);
+                let shared = rows * (self.elements(moe.shared_hidden) + self.width());
+                let experts = (mixture.hidden + mixture.adapter).saturating_sub(later);
+                mixture.routing + mixture.width + experts.max(shared + self.adapter(rows))
+            }
+        }
+    }
+
+    /// Backward of a feed-forward part: most bytes beside what is saved, its input included, and beside
+    /// `dy`.
+    fn mlp_backward(&self, layer: usize, rows: u64) -> u64 {
+        match self.spec.mlp.at(layer) {
+            // `SwiGlu::backward`: the product of gate and up again, then `dx`.
+            LayerMlp::Dense { hidden } => {
+                rows * self.elements(hidden).max(self.width()) + self.adapter(rows)
+            }
+            // `Experts::backward`: the shared expert; then, without what that one saved, `dx`, the
+            // gradient of each pair's result or input, and of its hidden layer, beside which there is the
+            // hidden layer itself or what adapters need twice.
+            LayerMlp::Experts(moe) => {
+                let mixture = self.mixture(moe, rows);
+                let shared = self.elements(moe.shared_hidden);
+                let first = rows * shared.max(self.width()) + self.adapter(rows);
+                let gone = 2 * rows * shared;
+                let then = rows * (self.width() + self.elements(moe.n_experts))
+                    + mixture.width
+                    + mixture.hidden
+                    + mixture.hidden.max(mixture.adapter + mixture.low);
+                mixture.routing + first.max(then.saturating_sub(gone))
+            }
+        }
+    }
+
+    /// The sizes of a mixture over `rows` rows.
+    fn mixture(&self, moe: &MoeSpec, rows: u64) -> Mixture {
+        let pairs = rows * moe.n_chosen as u64;
+        let experts = moe.n_experts as u64;
+        let names = [&moe.names.gate, &moe.names.up, &moe.names.down];
+        let (rank, cast) = match self.lora {
+            Some(plan) if names.iter().any(|name| lora::is_target(plan, name)) => {
+                let widest = self.spec.width.max(moe.hidden) as u64;
+                // kernels/cuda/experts.rs `Matrices`: copies, and where they are.
+                let copies = plan.rank as u64 * widest * self.element() + ADDRESS;
+                let cast = if self.dtype == DType::F32 { 0 } else { copies };
+                (plan.rank, experts * cast)
+            }
+            _ => (0, 0),
+        };
+        let tiles = expert_tiles(pairs as usize, moe.n_experts) as u64;
+        Mixture {
+            scores: rows * experts * F32,
+            // kernels/cuda/routing.rs `Sorted`: four lists of pairs, offsets, tiles.
+            routing: (4 * pairs + experts + 1 + 3 * tiles) * F32,
+            width: pairs * self.width(),
+            hidden: pairs * self.elements(moe.hidden),
+            low: pairs * self.elements(rank),
+            adapter: pairs * self.elements(rank) + cast,
+        }
     }
 
     /// `Block::backward`: most bytes beside what is saved, its input included, and beside `dy`.
     fn backward_beside_saved(&self, layer: usize, pass: PassRows) -> u64 {
         let rows = pass.rows;
-        // `SwiGlu::backward`: the product of gate and up again, then `dx`.
-        let mlp = rows * self.hidden(layer).max(self.width());
-        // The norm turns it into `d_middle`; gate, up and their input are gone.
+        let mlp = self.mlp_backward(layer, rows);
+        // The norm turns it into `d_middle`; what the feed-forward part saved is gone.
         let gone = rows * (self.mlp_saved(layer) + self.width());
         let norm = rows * self.width() + self.norm_sums(rows);
         // `Attention::backward` beside `d_middle`: `d_out`, `dq`, `dk`, `dv`; at first with what
@@ -294,7 +391,7 @@ impl<'a> Footprint<'a> {
         };
         let input = rows * (self.width() + fused) + self.adapter(rows);
         let attention = rows * self.width() + gradients + room.max(self.head_sums(rows)).max(input);
-        (mlp + self.adapter(rows)).max(norm.max(attention).saturating_sub(gone))
+        mlp.max(norm.max(attention).saturating_sub(gone))
     }
 
     /// kernels/cuda/cudnn.rs `parts`: what the backward pass of the part that takes most works in; 0 where
@@ -416,14 +513,27 @@ impl<'a> Footprint<'a> {
         self.spec.n_heads as u64 * F32
     }
 
-    /// Bytes of a row of a feed-forward part's hidden layer.
-    fn hidden(&self, layer: usize) -> u64 {
-        let hidden = match self.spec.mlp.at(layer) {
-            LayerMlp::Dense { hidden } => hidden,
-            LayerMlp::Experts(moe) => moe.n_chosen * moe.hidden + moe.shared_hidden,
-        };
-        hidden as u64 * self.element()
+    /// Bytes of `n` elements of an activation.
+    fn elements(&self, n: usize) -> u64 {
+        n as u64 * self.element()
     }
+}
+
+/// Bytes of a mixture of experts over some rows, of which each has its pairs with experts.
+#[derive(Debug, Clone, Copy)]
+struct Mixture {
+    /// Of each expert for each row.
+    scores: u64,
+    /// Who reads what.
+    routing: u64,
+    /// Inputs or results of the pairs.
+    width: u64,
+    /// A hidden layer of the pairs.
+    hidden: u64,
+    /// `x A^T` or `dy B` of the pairs.
+    low: u64,
+    /// That, and a matrix of all experts in the type of the activations.
+    adapter: u64,
 }
 
 /// Whether a backward pass follows.

@@ -2,7 +2,7 @@
 
 use t3s_core::{
     CounterRng, DecoderSpec, Example,
-    decoder_spec::{MlpSpec, RopeSpec, TensorNames},
+    decoder_spec::{MlpSpec, MoeNames, MoeSpec, RopeSpec, TensorNames},
 };
 
 pub(crate) fn spec() -> DecoderSpec {
@@ -27,6 +27,35 @@ pub(crate) fn spec() -> DecoderSpec {
         initializer_range: 0.2,
         eos_ids: vec![0],
         names: TensorNames::llama(),
+    }
+}
+
+/// Eight experts in four groups, two of them chosen, a shared one, and a bias for choosing; the first
+/// block is dense.
+pub(crate) fn mixture() -> MoeSpec {
+    let name = |name: &str| format!("model.layers.{{layer}}.mlp.{name}.weight");
+    MoeSpec {
+        dense_layers: 1,
+        dense_hidden: 24,
+        n_experts: 8,
+        n_chosen: 2,
+        hidden: 16,
+        shared_hidden: 8,
+        n_groups: 4,
+        n_groups_kept: 2,
+        normalise: true,
+        scale: 2.5,
+        names: MoeNames {
+            router: name("router"),
+            choice_bias: Some(name("choice_bias")),
+            gate: name("experts.{expert}.gate_proj"),
+            up: name("experts.{expert}.up_proj"),
+            down: name("experts.{expert}.down_proj"),
+            shared_gate: name("shared.gate_proj"),
+            shared_up: name("shared.up_proj"),
+            shared_down: name("shared.down_proj"),
+            stacked: None,
+        },
     }
 }
 

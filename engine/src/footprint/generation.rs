@@ -1,6 +1,9 @@
 //! What generation on a GPU takes: generate/on_device.
 
-use t3s_core::{decoder_spec::TensorNames, plan::GeneratePlan};
+use t3s_core::{
+    decoder_spec::{LayerMlp, TensorNames},
+    plan::GeneratePlan,
+};
 
 use super::{F32, Footprint};
 use crate::{
@@ -81,10 +84,18 @@ impl Footprint<'_> {
     fn decoding_row(&self) -> u64 {
         let hidden = match self.spec.n_layers {
             0 => 0,
-            _ => self.hidden(0),
+            _ => self.elements(self.hidden(0)),
         };
         let qkv = self.queries() + 2 * self.keys();
         2 * self.width() + qkv + 2 * self.queries() + 3 * hidden
+    }
+
+    /// Width of the hidden layer of a dense block: mixtures of experts are not decoded left to right.
+    fn hidden(&self, layer: usize) -> usize {
+        match self.spec.mlp.at(layer) {
+            LayerMlp::Dense { hidden } => hidden,
+            LayerMlp::Experts(_) => 0,
+        }
     }
 
     /// generate/on_device/frozen.rs `Frozen::new`: bytes of the matrices that are copies, and most bytes
@@ -126,7 +137,7 @@ impl Footprint<'_> {
                 ),
             }
             stack(layer, &[(&names.output, queries * width)]);
-            let hidden = self.hidden(layer) / self.element() * width;
+            let hidden = self.hidden(layer) as u64 * width;
             stack(layer, &[(&names.gate, hidden), (&names.up, hidden)]);
             stack(layer, &[(&names.down, hidden)]);
         }

@@ -18,6 +18,14 @@ pub(crate) const ROTARY_WARPS: usize = 8;
 /// layer (positions, tiles), with room for another batch's.
 pub(crate) const KEPT_LISTS: usize = 24;
 
+/// Pairs of a tile of a mixture of experts, at most; as in experts.cuh.
+pub(crate) const EXPERT_ROWS: usize = 64;
+
+/// Tiles of pairs, each of one expert, however the pairs are shared out.
+pub(crate) fn expert_tiles(pairs: usize, experts: usize) -> usize {
+    pairs / EXPERT_ROWS + experts.min(pairs)
+}
+
 /// Rows of logits that the head makes at a time, of `rows` that are asked.
 pub(crate) fn head_chunk_rows(vocab: usize, rows: usize) -> usize {
     (CHUNK_LOGITS / vocab).clamp(1, CHUNK_ROWS).min(rows.max(1))

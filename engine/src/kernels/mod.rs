@@ -36,6 +36,7 @@ pub mod normal;
 pub mod residual;
 pub mod rms_norm;
 pub mod rotary;
+pub mod routing;
 pub(crate) mod simd;
 mod sketch;
 pub mod swiglu;

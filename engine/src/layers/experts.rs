@@ -11,8 +11,9 @@ use super::{Context, Layer, Projection, Save, Saved, SwiGlu};
 use crate::{
     grads::Grads,
     kernels::{
-        experts::{self, Choice, Routing},
-        linear, swiglu,
+        experts, linear,
+        routing::{self, Choice, Routing},
+        swiglu,
     },
     params::ParamId,
 };
@@ -104,7 +105,10 @@ impl Grouped {
         grads: &mut Grads,
     ) -> Result<()> {
         let mut slots = |id: &dyn Fn(&Projection) -> ParamId| {
-            let slot = |p| Ok(grads.slot(id(p), cx.params)?.cloned());
+            let slot = |p| {
+                let slot = grads.product_slot(id(p), cx.params)?;
+                Ok(slot.map(|(slot, into)| (slot.clone(), into)))
+            };
             self.0.iter().map(slot).collect::<Result<Vec<_>>>()
         };
         let (_, low) = self.parts(cx);
@@ -147,11 +151,11 @@ fn adapter(projection: &Projection) -> Option<(ParamId, ParamId)> {
 /// A choice has no derivative: it stays, or it jumps. Differences of the loss tell its gradient only
 /// while it stays.
 #[derive(Debug, Default)]
-pub struct Routes(Mutex<BTreeMap<ParamId, Vec<u32>>>);
+pub struct Routes(Mutex<BTreeMap<ParamId, Tensor>>);
 
 impl Routes {
     /// The choice of `router`, made by `choose` the first time.
-    fn of(&self, router: ParamId, choose: impl FnOnce() -> Result<Vec<u32>>) -> Result<Vec<u32>> {
+    fn of(&self, router: ParamId, choose: impl FnOnce() -> Result<Tensor>) -> Result<Tensor> {
         let mut routes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = routes.get(&router) {
             return Ok(known.clone());
@@ -160,17 +164,27 @@ impl Routes {
         routes.insert(router, chosen.clone());
         Ok(chosen)
     }
+
+    /// The same choices where another copy of the model is.
+    #[cfg(test)]
+    pub(crate) fn to_device(&self, device: &candle_core::Device) -> Self {
+        let routes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let moved = routes
+            .iter()
+            .map(|(router, chosen)| (*router, chosen.to_device(device).expect("there is room")));
+        Self(Mutex::new(moved.collect()))
+    }
 }
 
 impl Experts {
     fn route(&self, cx: &Context<'_>, logits: &Tensor) -> Result<Routing> {
         let bias = self.choice_bias.map(|id| cx.params.tensor(id));
-        let choose = || experts::chosen(logits, bias, &self.choice);
+        let choose = || routing::chosen(logits, bias, &self.choice);
         let expert = match cx.routes {
             Some(routes) => routes.of(self.router, choose)?,
             None => choose()?,
         };
-        Routing::new(logits, expert, &self.choice)
+        Routing::new(logits, &expert, &self.choice)
     }
 
     /// The parameters of which each belongs to one expert, and which only its tokens reach.
@@ -188,7 +202,7 @@ impl Experts {
 
 impl Layer for Experts {
     fn forward(&self, cx: &Context<'_>, x: &Tensor, save: Save) -> Result<(Tensor, Saved)> {
-        let logits = linear::forward(x, cx.params.tensor(self.router), 1.0, None)?;
+        let logits = routing::scores(x, cx.params.tensor(self.router))?;
         let routing = self.route(cx, &logits)?;
         let sorted = routing.gather(x)?;
         let gate = self.gate.apply(cx, &routing, &sorted)?;

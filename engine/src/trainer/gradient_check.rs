@@ -11,7 +11,10 @@
 //! model: blocks differ in their weights, not in their operations. That every tensor of the whole model
 //! gets a gradient is seen in bfloat16 there.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use candle_core::{DType, Tensor};
 use t3s_core::{DecoderSpec, Draw, Example, ModelBatch, decoder_spec::TensorRole};
@@ -213,9 +216,11 @@ impl Trainer {
             changes.extend(CHANGES.map(|change| change * loss));
         }
         self.expect_gradients(&grads)?;
+        let tensors = self.decoder.spec.tensors().into_iter();
+        let roles: BTreeMap<String, TensorRole> = tensors.map(|t| (t.name, t.role)).collect();
         let mut groups: Vec<(&'static str, Vec<ParamId>)> = Vec::new();
         for (id, param) in self.decoder.params.iter().filter(|(_, p)| p.trainable) {
-            let group = self.group(&param.name);
+            let group = group(&param.name, &roles);
             match groups.iter_mut().find(|(known, _)| *known == group) {
                 Some((_, ids)) => ids.push(id),
                 None => groups.push((group, vec![id])),
@@ -273,23 +278,6 @@ impl Trainer {
             }
         }
         Ok(idle)
-    }
-
-    fn group(&self, name: &str) -> &'static str {
-        if name.contains(".lora_") {
-            return "lora";
-        }
-        let tensors = self.decoder.spec.tensors();
-        match tensors.iter().find(|t| t.name == name).map(|t| t.role) {
-            Some(TensorRole::Embedding) => "embedding",
-            Some(TensorRole::Attention) => "attention",
-            Some(TensorRole::Mlp) => "feed-forward",
-            Some(TensorRole::Norm) => "norms",
-            Some(TensorRole::Bias) => "biases",
-            Some(TensorRole::Head) => "head",
-            Some(TensorRole::Router) => "router",
-            _ => "other",
-        }
     }
 
     fn check_group(
@@ -373,6 +361,23 @@ impl Trainer {
             ..Accumulation::of(&self.plan, self.seed)
         };
         (part, how)
+    }
+}
+
+/// What a tensor is checked with.
+fn group(name: &str, roles: &BTreeMap<String, TensorRole>) -> &'static str {
+    if name.contains(".lora_") {
+        return "lora";
+    }
+    match roles.get(name) {
+        Some(TensorRole::Embedding) => "embedding",
+        Some(TensorRole::Attention) => "attention",
+        Some(TensorRole::Mlp) => "feed-forward",
+        Some(TensorRole::Norm) => "norms",
+        Some(TensorRole::Bias) => "biases",
+        Some(TensorRole::Head) => "head",
+        Some(TensorRole::Router) => "router",
+        _ => "other",
     }
 }
 

@@ -14,6 +14,7 @@
 //! by the same launches, and the CPU's matrix product in place of cuBLAS.
 
 pub(super) mod adamw;
+mod addresses;
 pub(crate) mod attention;
 pub(super) mod cross_entropy;
 #[cfg(any(test, cudnn_attention))]
@@ -22,6 +23,7 @@ pub(crate) mod decode;
 pub(crate) mod embedding;
 #[cfg(test)]
 mod emulated;
+pub(super) mod experts;
 pub(crate) mod gemm;
 pub(super) mod gradients;
 pub(crate) mod graph;
@@ -32,6 +34,7 @@ pub(super) mod normal;
 pub(crate) mod residual;
 pub(crate) mod rms_norm;
 pub(crate) mod rotary;
+pub(super) mod routing;
 pub(crate) mod sample;
 #[cfg(feature = "cuda")]
 mod staging;

@@ -6,6 +6,7 @@ pub(super) mod counting;
 #[cfg(cudnn_attention)]
 mod cudnn;
 mod decode;
+mod experts;
 mod footprint;
 mod model;
 
