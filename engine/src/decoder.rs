@@ -22,7 +22,7 @@ use crate::{
     },
     layers::{
         Attention, Block, Context, Embedding, Experts, Grouped, Head, Layer, Linear, Lora, Mlp,
-        Projection, QkvProjection, RmsNorm, Routes, Save, Saved, SwiGlu, lora,
+        Projection, QkvProjection, RmsNorm, Routes, Save, Saved, SwiGlu, attention::Qkv, lora,
     },
     params::{ParamId, Params},
 };
@@ -171,6 +171,27 @@ impl Decoder {
             final_norm,
         };
         Ok((hidden, tape))
+    }
+
+    /// The hidden states before the head of rows whose keys and values `attend` puts among others, block
+    /// by block: see [`Block::forward_attending`]. The batch's pattern is not read.
+    ///
+    /// # Errors
+    /// As [`Decoder::forward`], and what `attend` returns.
+    pub(crate) fn forward_attending(
+        &self,
+        ids: &[u32],
+        batch: &Batch,
+        mut attend: impl FnMut(usize, &Qkv) -> candle_core::Result<Tensor>,
+    ) -> Result<Tensor, EngineError> {
+        self.check(ids, batch)?;
+        let cx = self.context(batch);
+        let mut x = self.embedding.forward(&self.params, ids)?;
+        for (layer, block) in self.blocks.iter().enumerate() {
+            x = block.forward_attending(&cx, &x, |qkv| attend(layer, qkv))?;
+        }
+        let (hidden, _) = self.final_norm.forward(&cx, &x, Save::Nothing)?;
+        Ok(hidden)
     }
 
     /// Adds the gradient of every trainable parameter below the head into `grads`, from that of the

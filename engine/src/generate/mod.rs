@@ -1,6 +1,7 @@
 //! Generation: answers to prompts, by the family's decode rule.
 
 mod blocks;
+mod canvas;
 mod frozen;
 mod left_to_right;
 #[cfg(any(test, feature = "cuda"))]
