@@ -93,11 +93,19 @@ pub fn generate(
     }
     check_prompts(decoder, prompts)?;
     #[cfg(any(test, feature = "cuda"))]
-    if matches!(rule, DecodeRule::LeftToRight) && on_device::takes(decoder) {
-        let start = on_device::StepStart::Recorded { warm: false };
-        return on_device::generate(
-            decoder, prompts, samples, plan, sampler, seed, start, progress,
-        );
+    match rule {
+        DecodeRule::LeftToRight if on_device::takes(decoder) => {
+            let start = on_device::StepStart::Recorded { warm: false };
+            return on_device::generate(
+                decoder, prompts, samples, plan, sampler, seed, start, progress,
+            );
+        }
+        DecodeRule::Blocks(rule) if on_device::blocks::takes(decoder) => {
+            return on_device::blocks::generate(
+                decoder, rule, prompts, samples, plan, sampler, seed, progress,
+            );
+        }
+        _ => {}
     }
     if let Some(decoder) = decoder.copied_to_cpu()? {
         // These have kernels for the CPU only.

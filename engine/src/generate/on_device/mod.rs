@@ -8,6 +8,7 @@
 //! weights, however many rows there are, and what does depend on the row (attention, drawing) is skipped
 //! where a slot has nothing to do. In return no answer depends on how many are left.
 
+pub(super) mod blocks;
 mod frozen;
 mod slots;
 

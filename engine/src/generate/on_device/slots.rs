@@ -23,7 +23,7 @@ use crate::{
 
 /// Rows of a matrix product over prompts: always this many, whatever is read, and enough for a GPU to
 /// compute at a good part of its speed.
-const PROMPT_ROWS: usize = 512;
+pub(super) const PROMPT_ROWS: usize = 512;
 /// Most rows of prompts per pass, whose activations are in memory at once; a longer prompt is a pass of
 /// its own.
 pub(super) const PREFILL_ROWS: usize = 8 * PROMPT_ROWS;
