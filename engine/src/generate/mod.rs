@@ -61,15 +61,20 @@ pub struct GenerateProgress {
 /// Answers to one prompt share its key-value cache. At temperature 0 they are all the same, so one is
 /// generated and copied. `progress` is called about twenty times a second.
 ///
-/// Where the weights are on a GPU, dense models are decoded left to right there, in the weights' type
-/// (adapters merged, the sums rounded to it). The random streams are the same, and the same call gives
-/// the same answers. No row is computed together with another, and matrix products always have the same
-/// number of rows (`plan.batch` in a step), so that an answer does not depend on the other prompts or on
-/// `samples`, as far as the matrix library treats all rows alike. It may depend on `plan.batch`: another
-/// number of rows may take another kernel, which changes last bits of logits. Logits are the CPU's up to
-/// rounding, so a token may be another where two are nearly tied. There `progress` is called after every
-/// eighth step at most. Everything else (blocks, mixtures of experts) is decoded on the CPU, from a copy
-/// of the weights in f32.
+/// Where the weights are on a GPU, dense models are decoded there, in the weights' type. The random
+/// streams are the same, and the same call gives the same answers. No row is computed together with
+/// another, and matrix products always have the same number of rows (a function of `plan.batch` and
+/// the rule, filled or not), so that an answer does not depend on the other prompts or on `samples`,
+/// as far as the matrix library treats all rows alike. It may depend on `plan.batch`: another number
+/// of rows may take another kernel, which changes last bits of logits. Logits are the CPU's up to
+/// rounding, so a token may be another where two are nearly tied.
+///
+/// From left to right, adapters are merged there (the sums rounded to the weights' type), and `progress`
+/// is called after every eighth step at most. In blocks, adapters stay apart, `progress` is called
+/// between passes, and of models in which everything sees everything whole texts are read side by side:
+/// there the number of rows is not fixed, and last bits may depend on the other prompts.
+///
+/// Mixtures of experts are decoded on the CPU, from a copy of the weights in f32.
 ///
 /// # Errors
 /// A prompt that is empty, longer than the model's positions or has an id outside the vocabulary; a

@@ -1,8 +1,8 @@
 //! Blocks of masked positions on a GPU: `plan.batch` canvases side by side, each at its own block and pass.
 //!
-//! A pass reads the current block of every canvas, or the canvases whole where everything sees everything,
-//! and draws a token for every masked position. The host waits for it once: it writes the surest, and gives
-//! the place of an answer that has ended to the next prompt.
+//! A round reads the current block of every canvas, or the canvases whole where everything sees everything,
+//! in passes of bounded rows, and draws a token for every masked position. The host waits for it once: it
+//! writes the surest, and gives the place of an answer that has ended to the next prompt.
 
 mod head;
 mod reader;
@@ -20,7 +20,7 @@ use t3s_core::{
 
 use self::{
     head::Head,
-    reader::{Cached, Piece, Reader},
+    reader::{Cached, Piece, Reader, product_rows},
 };
 use super::{Answer, Frozen, GenerateProgress, Generation, Reporter};
 use crate::{
@@ -79,11 +79,12 @@ pub(in crate::generate) fn generate(
         }));
     }
     let (block, slots) = (rule.block as usize, plan.batch.min(queue.len()));
+    // A product's, however few answers are being written.
+    let rows = product_rows(block).min(plan.batch * block);
     let reader = match rule.attention {
         DecodeAttention::BlockCausal => {
             let positions = most_positions(decoder, prompts, plan);
             let capacity = positions.next_multiple_of(block).min(max_positions);
-            let rows = plan.batch * block;
             Reader::Cached(Cached::new(decoder, rule.block, slots, capacity, rows)?)
         }
         DecodeAttention::Bidirectional => Reader::Whole(decoder),
@@ -93,14 +94,14 @@ pub(in crate::generate) fn generate(
         rule,
         prompts,
         seed,
-        head: Head::new(decoder, rule, sampler, plan.batch * block)?,
+        head: Head::new(decoder, rule, sampler, slots * block, rows)?,
         reader,
         finished: Vec::with_capacity(queue.len()),
         queue,
         slots: (0..slots).map(|_| None).collect(),
     };
     while run.fill(&mut reporter)? {
-        run.pass(&mut reporter)?;
+        run.round(&mut reporter)?;
         reporter.tick()?;
     }
     // The work is done: a break now loses nothing.
@@ -120,7 +121,7 @@ struct Slot<'a> {
 }
 
 impl Slot<'_> {
-    /// What the next pass reads of it.
+    /// What the next round reads of it.
     fn piece(&self, slot: usize, attention: DecodeAttention) -> Piece<'_> {
         let ids = self.canvas.ids();
         let rows = match (attention, &self.stale) {
@@ -136,7 +137,7 @@ impl Slot<'_> {
         }
     }
 
-    /// The positions that the next pass draws a token for.
+    /// The positions that the next round draws a token for.
     fn asks(&self) -> &[usize] {
         match self.stale {
             Some(_) => &[],
@@ -189,8 +190,8 @@ impl Run<'_> {
         Ok(self.slots.iter().any(Option::is_some))
     }
 
-    /// One pass over all answers being written.
-    fn pass(&mut self, reporter: &mut Reporter<'_>) -> Result<(), EngineError> {
+    /// One pass of the rule over all answers being written.
+    fn round(&mut self, reporter: &mut Reporter<'_>) -> Result<(), EngineError> {
         let open = || {
             let slots = self.slots.iter().enumerate();
             slots.filter_map(|(at, slot)| Some((at, slot.as_ref()?)))

@@ -39,11 +39,12 @@ struct Side {
 }
 
 impl Head {
-    /// For up to `rows` rows per pass.
+    /// For up to `most` rows that ask at a time, in products of up to `rows`.
     pub(super) fn new(
         decoder: &Decoder,
         rule: &BlockDecoding,
         sampler: Sampler,
+        most: usize,
         rows: usize,
     ) -> Result<Self> {
         let spec = &decoder.spec;
@@ -53,7 +54,7 @@ impl Head {
         let chunk = head_chunk_rows(spec.vocab << u32::from(guided), rows);
         let side = || -> Result<Side> {
             Ok(Side {
-                hidden: zeros((rows.next_multiple_of(chunk), spec.width), dtype, device)?,
+                hidden: zeros((most.next_multiple_of(chunk), spec.width), dtype, device)?,
                 logits: overwritten((chunk, spec.vocab), DType::F32, device)?,
             })
         };

@@ -56,29 +56,28 @@ impl Reader<'_> {
         pieces: &[Piece<'_>],
         to: &Tensor,
     ) -> std::result::Result<(), EngineError> {
-        match self {
-            Self::Cached(cached) => {
-                let hidden = cached.read(pieces, cached.rows)?;
-                Ok(gather(&hidden, pieces, to, &mut 0)?)
-            }
-            Self::Whole(decoder) => {
-                let mut written = 0;
-                let mut left = pieces;
-                while !left.is_empty() {
-                    // As many as fit into a pass; a longer canvas is one of its own.
-                    let mut rows = 0;
-                    let mut fits = |piece: &&Piece<'_>| {
-                        rows += piece.ids.len();
-                        rows <= PREFILL_ROWS
-                    };
-                    let n = left.iter().take_while(&mut fits).count();
-                    let (pass, rest) = left.split_at(n.max(1));
-                    gather(&read_whole(decoder, pass)?, pass, to, &mut written)?;
-                    left = rest;
-                }
-                Ok(())
-            }
+        let most = match self {
+            Self::Cached(cached) => cached.rows,
+            Self::Whole(_) => PREFILL_ROWS,
+        };
+        let (mut left, mut written) = (pieces, 0);
+        while !left.is_empty() {
+            // As many as fit into a pass; a longer canvas is one of its own.
+            let mut rows = 0;
+            let mut fits = |piece: &&Piece<'_>| {
+                rows += piece.ids.len();
+                rows <= most
+            };
+            let n = left.iter().take_while(&mut fits).count();
+            let (pass, rest) = left.split_at(n.max(1));
+            let hidden = match self {
+                Self::Cached(cached) => cached.read(pass, cached.rows)?,
+                Self::Whole(decoder) => read_whole(decoder, pass)?,
+            };
+            gather(&hidden, pass, to, &mut written)?;
+            left = rest;
         }
+        Ok(())
     }
 }
 
@@ -121,13 +120,14 @@ fn read_whole(
 
 /// Reads canvases block by block: keys and values of what has been read are kept.
 ///
-/// Every matrix product has a fixed number of rows, filled or not, as for decoding left to right.
+/// Every matrix product has a fixed number of rows, filled or not, as for decoding left to right. There are
+/// no more of them than a GPU needs for a good part of its speed: who writes alone waits for few others.
 pub(super) struct Cached<'a> {
     decoder: &'a Decoder,
     block: u32,
     /// Positions per slot.
     capacity: usize,
-    /// Rows of a pass over blocks.
+    /// Rows of a pass over current blocks.
     rows: usize,
     layers: Vec<LayerCache>,
 }
@@ -139,7 +139,8 @@ struct LayerCache {
 }
 
 impl<'a> Cached<'a> {
-    /// Room for `capacity` positions of `slots` canvases, of which a pass reads up to `rows`.
+    /// Room for `capacity` positions of `slots` canvases, of whose blocks a pass reads `rows` rows, at least
+    /// a block.
     pub(super) fn new(
         decoder: &'a Decoder,
         block: u32,
@@ -182,7 +183,7 @@ impl<'a> Cached<'a> {
         mut after_pass: impl FnMut() -> std::result::Result<(), EngineError>,
     ) -> std::result::Result<(), EngineError> {
         let block = self.block as usize;
-        let rows = PROMPT_ROWS.max(block);
+        let rows = product_rows(block);
         let mut pass: Vec<Piece<'_>> = Vec::new();
         let mut room = rows;
         let mut read = |pass: &mut Vec<Piece<'_>>| {
@@ -252,6 +253,11 @@ impl<'a> Cached<'a> {
             attention::forward_cached([&qkv.q, keys, values], heads, &queries, attention)
         })
     }
+}
+
+/// Rows of a matrix product that has any number of blocks of `block` rows to read.
+pub(super) fn product_rows(block: usize) -> usize {
+    PROMPT_ROWS.max(block)
 }
 
 /// The type and the device that `decoder` computes in.
