@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::Tensor;
 use t3s_core::{
     DecoderSpec,
     decoder_spec::{LayerMlp, MoeNames, MoeSpec, TensorNames, TensorRole},
@@ -22,7 +22,7 @@ use crate::{
     },
     layers::{
         Attention, Block, Context, Embedding, Experts, Grouped, Head, Layer, Linear, Lora, Mlp,
-        Projection, QkvProjection, RmsNorm, Routes, Save, Saved, SwiGlu, lora,
+        Projection, QkvProjection, RmsNorm, Routes, Save, Saved, SwiGlu, attention::Qkv, lora,
     },
     params::{ParamId, Params},
 };
@@ -111,22 +111,6 @@ impl Decoder {
         })
     }
 
-    /// A copy in f32 on the CPU; `None` when it is there already.
-    ///
-    /// # Errors
-    /// When a device fails.
-    pub fn copied_to_cpu(&self) -> Result<Option<Self>, EngineError> {
-        if self.params.iter().all(|(_, p)| p.tensor.device().is_cpu()) {
-            return Ok(None);
-        }
-        let mut copy = self.clone();
-        for (id, param) in self.params.iter() {
-            let tensor = param.tensor.to_device(&Device::Cpu)?;
-            copy.params.replace(id, tensor.to_dtype(DType::F32)?);
-        }
-        Ok(Some(copy))
-    }
-
     /// The hidden states before the head (after the final norm), `[rows, width]`, and what
     /// [`Decoder::backward`] needs when `save` says so.
     ///
@@ -171,6 +155,27 @@ impl Decoder {
             final_norm,
         };
         Ok((hidden, tape))
+    }
+
+    /// The hidden states before the head of rows whose keys and values `attend` puts among others, block
+    /// by block: see [`Block::forward_attending`]. The batch's pattern is not read.
+    ///
+    /// # Errors
+    /// As [`Decoder::forward`], and what `attend` returns.
+    pub(crate) fn forward_attending(
+        &self,
+        ids: &[u32],
+        batch: &Batch,
+        mut attend: impl FnMut(usize, &Qkv) -> candle_core::Result<Tensor>,
+    ) -> Result<Tensor, EngineError> {
+        self.check(ids, batch)?;
+        let cx = self.context(batch);
+        let mut x = self.embedding.forward(&self.params, ids)?;
+        for (layer, block) in self.blocks.iter().enumerate() {
+            x = block.forward_attending(&cx, &x, |qkv| attend(layer, qkv))?;
+        }
+        let (hidden, _) = self.final_norm.forward(&cx, &x, Save::Nothing)?;
+        Ok(hidden)
     }
 
     /// Adds the gradient of every trainable parameter below the head into `grads`, from that of the

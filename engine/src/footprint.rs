@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use candle_core::DType;
 use t3s_core::{
-    DecoderSpec,
+    AttentionPattern, DecoderSpec,
     decoder_spec::{LayerMlp, MoeSpec, TensorRole},
     plan::{LoraPlan, Recompute, StatePrecision, TrainPlan},
 };
@@ -64,6 +64,8 @@ pub struct PassRows {
     pub asked: u64,
     /// Positions of the longest example.
     pub positions: u64,
+    /// What sees what.
+    pub attention: AttentionPattern,
 }
 
 impl<'a> Footprint<'a> {
@@ -395,14 +397,18 @@ impl<'a> Footprint<'a> {
     }
 
     /// kernels/cuda/cudnn.rs `parts`: what the backward pass of the part that takes most works in; 0 where
-    /// this build or these heads have no attention by cuDNN.
+    /// this build, these heads or this pattern have no attention by cuDNN.
     fn cudnn_room(&self, pass: PassRows) -> u64 {
         let dim = self.spec.head_dim;
         let applies = cfg!(cudnn_attention)
             && self.dtype == DType::BF16
             && (64..=256).contains(&dim)
             && dim.is_multiple_of(16);
-        if !applies || pass.rows == 0 {
+        let pattern = matches!(
+            pass.attention,
+            AttentionPattern::Causal | AttentionPattern::Bidirectional
+        );
+        if !applies || !pattern || pass.rows == 0 {
             return 0;
         }
         let heads = Heads {

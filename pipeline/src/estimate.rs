@@ -10,8 +10,8 @@ use std::{ops::ControlFlow, time::Instant};
 use candle_core::Device;
 use serde::{Deserialize, Serialize};
 use t3s_core::{
-    AttentionPattern, ComponentError, CounterRng, DecodeRule, DecoderSpec, Draw, Example,
-    ExampleBatch, ModelBatch, Objective, Weighting,
+    AttentionPattern, ComponentError, CounterRng, DecoderSpec, Draw, Example, ExampleBatch,
+    ModelBatch, Objective, Weighting,
     decoder_spec::LayerMlp,
     plan::{
         BottleneckRule, Estimator, GeneratePlan, Recompute, RunPlan, StatePrecision, TrainPlan,
@@ -349,6 +349,7 @@ fn device_memory(
         rows: tokens * attention.rows_per_token() as u64,
         asked: tokens,
         positions: longest,
+        attention,
     };
     let footprint = |train| Footprint::of(&student.spec, student.dtype, train);
     let training = [&plan.probe.training, &plan.train].map(|train| {
@@ -364,24 +365,22 @@ fn device_memory(
         .min(corpus.tokens);
     let scoring = footprint(&plan.train).scoring(rows(scored));
     let mut most = training.into_iter().fold(scoring, u64::max);
-    if matches!(student.decode, DecodeRule::LeftToRight) {
-        for (generate, prompts, samples) in [
-            (
-                &plan.bottleneck.generate,
-                corpus.problems,
-                plan.bottleneck.samples,
-            ),
-            (&plan.eval.generate, problems, plan.eval.samples),
-        ] {
-            let answers = Answers {
-                plan: generate,
-                prompts,
-                samples: samples as u64,
-                longest: corpus.longest_prompt,
-            };
-            let generation = footprint(&plan.train).generation(answers)?;
-            most = most.max(generation + GENERATION_WORKSPACE);
-        }
+    for (generate, prompts, samples) in [
+        (
+            &plan.bottleneck.generate,
+            corpus.problems,
+            plan.bottleneck.samples,
+        ),
+        (&plan.eval.generate, problems, plan.eval.samples),
+    ] {
+        let answers = Answers {
+            plan: generate,
+            rule: &student.decode,
+            prompts,
+            samples: samples as u64,
+            longest: corpus.longest_prompt,
+        };
+        most = most.max(footprint(&plan.train).generation(answers)? + GENERATION_WORKSPACE);
     }
     Ok(most)
 }

@@ -1,15 +1,18 @@
 //! What generation on a GPU takes: generate/on_device.
 
 use t3s_core::{
+    AttentionPattern, DecodeRule,
+    adapter::{BlockDecoding, DecodeAttention},
     decoder_spec::{LayerMlp, TensorNames},
     plan::GeneratePlan,
 };
 
-use super::{F32, Footprint};
+use super::{F32, Footprint, PassRows};
 use crate::{
     EngineError,
     kernels::buffers::{
-        ATTEND_CHUNK, CACHE_POSITIONS, FEWEST_STEP_ROWS, PREFILL_ROWS, PROMPT_ROWS, step_rows,
+        ATTEND_CHUNK, CACHE_POSITIONS, FEWEST_STEP_ROWS, PREFILL_ROWS, PROMPT_ROWS,
+        head_chunk_rows, step_rows,
     },
     layers::lora,
     sample::Sampler,
@@ -19,11 +22,26 @@ use crate::{
 /// what [`Footprint::generation`] counts.
 pub const GENERATION_WORKSPACE: u64 = 32 << 20;
 
+/// What follows from [`Answers`].
+#[derive(Debug, Clone, Copy)]
+struct Sizes {
+    /// Answers that are written at a time.
+    slots: u64,
+    /// Different answers to a prompt.
+    samples: u64,
+    /// Of the longest prompt and its answer.
+    positions: u64,
+    /// Whether tokens may be left out before one is drawn.
+    filters: bool,
+}
+
 /// Answers to some prompts.
 #[derive(Debug, Clone, Copy)]
 pub struct Answers<'a> {
     /// How they are drawn, and how many at a time.
     pub plan: &'a GeneratePlan,
+    /// In which order.
+    pub rule: &'a DecodeRule,
     /// How many prompts there are.
     pub prompts: u64,
     /// Answers to each.
@@ -33,35 +51,48 @@ pub struct Answers<'a> {
 }
 
 impl Footprint<'_> {
-    /// Most bytes of writing answers left to right on a GPU, weights included.
+    /// Most bytes of writing answers on a GPU, weights included.
     ///
     /// # Errors
     /// When the plan's sampling makes no sense.
     pub fn generation(&self, of: Answers<'_>) -> Result<u64, EngineError> {
-        let spec = self.spec;
         let sampler = Sampler::new(of.plan)?;
-        let filters = sampler.filters(spec.vocab);
+        let most = self.spec.max_positions as u64;
         // Without a draw all samples are copies of one.
-        let samples = if sampler.is_greedy() {
-            1
-        } else {
-            of.samples.max(1)
+        let samples = match sampler.is_greedy() {
+            true => 1,
+            false => of.samples.max(1),
         };
-        let batch = of.plan.batch as u64;
-        let most = spec.max_positions as u64;
-        let slots = batch.min((of.prompts * samples).max(1));
-        let rows = step_rows(slots as usize, batch as usize, FEWEST_STEP_ROWS) as u64;
-        let positions = (of.longest + of.plan.max_new_tokens as u64).min(most);
+        let sizes = Sizes {
+            slots: (of.plan.batch as u64).min((of.prompts * samples).max(1)),
+            samples,
+            positions: (of.longest + of.plan.max_new_tokens as u64).min(most),
+            filters: sampler.filters(self.spec.vocab),
+        };
+        Ok(match of.rule {
+            DecodeRule::Blocks(rule) => self.weights() + self.blocks(of, rule, sizes),
+            _ => self.weights() + self.left_to_right(of, sizes),
+        })
+    }
+
+    /// generate/on_device/slots.rs `Slots`, beside weights.
+    fn left_to_right(&self, of: Answers<'_>, sizes: Sizes) -> u64 {
+        let spec = self.spec;
+        let Sizes {
+            slots, positions, ..
+        } = sizes;
+        let rows = step_rows(slots as usize, of.plan.batch, FEWEST_STEP_ROWS) as u64;
         let capacity = positions.next_multiple_of(CACHE_POSITIONS as u64);
 
-        // generate/on_device/slots.rs `Slots::new`, in its order.
-        let caches = 2 * spec.n_layers as u64 * slots * capacity * self.keys();
+        // `Slots::new`, in its order.
+        let caches = self.caches(slots, capacity);
         let chunks = capacity.div_ceil(ATTEND_CHUNK as u64);
         let attend = slots * chunks * (spec.n_heads * (spec.head_dim + 2)) as u64 * F32;
         let prompt_ends = rows * self.width();
         let logits = rows * spec.vocab as u64 * F32;
-        let answers = rows * (of.plan.max_new_tokens as u64).min(most) * F32;
-        let lists = if filters { logits } else { 0 };
+        let most = (of.plan.max_new_tokens as u64).min(spec.max_positions as u64);
+        let answers = rows * most * F32;
+        let lists = if sizes.filters { logits } else { 0 };
         let held = caches
             + attend
             + rows * self.decoding_row()
@@ -72,12 +103,56 @@ impl Footprint<'_> {
             + positions * spec.rope.rotary_dim as u64 * F32;
         // `Slots::read`: activations, keys, values and log-sum-exps of a pass over prompts, each of which
         // is read once.
-        let prompts = slots.div_ceil(samples) * of.longest;
+        let prompts = slots.div_ceil(sizes.samples) * of.longest;
         let prompts = prompts.min(PREFILL_ROWS as u64).max(of.longest);
         let prompts = prompts.next_multiple_of(PROMPT_ROWS as u64);
         let reading = prompts * (self.decoding_row() + 2 * self.keys() + self.log_sums());
         let (copies, merging) = self.frozen();
-        Ok(self.weights() + copies + merging.max(held + reading))
+        copies + merging.max(held + reading)
+    }
+
+    /// generate/on_device/blocks.rs, beside weights.
+    fn blocks(&self, of: Answers<'_>, rule: &BlockDecoding, sizes: Sizes) -> u64 {
+        let spec = self.spec;
+        let (block, most) = (u64::from(rule.block), spec.max_positions as u64);
+        let Sizes {
+            slots, positions, ..
+        } = sizes;
+        let product = block.max(PROMPT_ROWS as u64);
+        let rows = product.min(of.plan.batch as u64 * block);
+        // blocks/head.rs `Head::new`: one side, or with guidance two.
+        let sides = 1 + u64::from(rule.guidance != 0.0);
+        let chunk = head_chunk_rows(spec.vocab * sides as usize, rows as usize) as u64;
+        let logits = chunk * spec.vocab as u64 * F32;
+        let hidden = (slots * block).next_multiple_of(chunk.max(1)) * self.width();
+        let lists = if sizes.filters { logits } else { 0 };
+        let head = sides * (logits + hidden) + lists;
+        // blocks/reader.rs `Cached` or `read_whole`.
+        let (caches, rows, attention) = match rule.attention {
+            DecodeAttention::BlockCausal => {
+                let capacity = positions.next_multiple_of(block.max(1)).min(most);
+                let attention = AttentionPattern::BlockCausal { block: rule.block };
+                let prompts = if of.longest < block { 0 } else { product };
+                (self.caches(slots, capacity), rows.max(prompts), attention)
+            }
+            DecodeAttention::Bidirectional => {
+                let canvas = (positions + block).min(most);
+                let rows = (slots * canvas).min(PREFILL_ROWS as u64).max(canvas);
+                (0, rows, AttentionPattern::Bidirectional)
+            }
+        };
+        let pass = PassRows {
+            rows,
+            asked: 0,
+            positions,
+            attention,
+        };
+        caches + head + self.tables(pass) + self.forward(pass)
+    }
+
+    /// Keys and values of `slots` answers of `capacity` positions.
+    fn caches(&self, slots: u64, capacity: u64) -> u64 {
+        2 * self.spec.n_layers as u64 * slots * capacity * self.keys()
     }
 
     /// generate/on_device/frozen.rs `Activations`, per row.

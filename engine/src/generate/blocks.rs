@@ -1,24 +1,29 @@
-//! Block after block of masked positions, each filled over several passes: what is surest first.
+//! Block after block of masked positions, each filled over several passes: what is surest first. On the
+//! CPU, one answer after the other.
 
 use std::{ops::ControlFlow, ops::Range, sync::Arc};
 
 use candle_core::Tensor;
 use t3s_core::{
     AttentionPattern,
-    adapter::{BlockDecoding, DecodeAttention, EndTokens},
+    adapter::{BlockDecoding, DecodeAttention},
     plan::sections::{GeneratePlan, Recompute},
 };
 
-use super::{Finish, GenerateProgress, Generation, copies_of};
+use super::{
+    Finish, GenerateProgress, Generation,
+    canvas::{self, Candidate, Canvas},
+    copies_of,
+};
 use crate::{
     Batch, Decoder, EngineError,
-    kernels::{decode_attention::attend, host, residual},
+    kernels::{decode_attention::attend, host},
     kv_cache::{CacheShape, KvCache},
-    layers::{Layer, Save},
+    layers::Save,
     sample::{AnswerStream, SampleScratch, Sampler},
 };
 
-/// Added to nothing: what a mask token's logit becomes, since it is no answer.
+/// What the logit of an id becomes that may not be written.
 const NEVER: f32 = -1e30;
 
 /// See [`super::generate`]; the arguments have been checked. `use_cache` keeps the keys and values
@@ -35,27 +40,8 @@ pub(super) fn generate(
     use_cache: bool,
     progress: &mut dyn FnMut(GenerateProgress) -> ControlFlow<()>,
 ) -> Result<Vec<Generation>, EngineError> {
-    let spec = &decoder.spec;
-    if rule.mask_id as usize >= spec.vocab || rule.block == 0 || rule.steps == 0 {
-        return Err(EngineError::Spec {
-            key: "decode".to_owned(),
-            message: format!(
-                "{rule:?}: block and steps are at least 1, and mask_id is below the vocabulary's \
-                 {} ids; write the model's mask token",
-                spec.vocab
-            ),
-        });
-    }
-    let guided = rule.guidance != 0.0;
-    if !rule.guidance.is_finite() || (guided && rule.attention != DecodeAttention::Bidirectional) {
-        return Err(EngineError::Spec {
-            key: "decode.guidance".to_owned(),
-            message: format!(
-                "{}: a finite number, and 0 unless attention is bidirectional",
-                rule.guidance
-            ),
-        });
-    }
+    canvas::check(rule, &decoder.spec)?;
+    let never = canvas::never_written(rule, &decoder.spec);
     let copies = copies_of(&sampler, samples);
     let mut done = GenerateProgress {
         answers: prompts.len() * samples,
@@ -67,18 +53,18 @@ pub(super) fn generate(
             if progress(done).is_break() {
                 return Err(EngineError::Interrupted);
             }
-            let mut canvas = Canvas {
+            let mut writer = Writer {
                 decoder,
                 rule,
+                never: &never,
                 sampler,
                 stream: AnswerStream::new(seed, prompt, sample),
                 scratch: SampleScratch::default(),
                 prompt,
-                start: ids.len(),
-                ids: ids.clone(),
+                canvas: Canvas::new(rule, &decoder.spec, ids, plan.max_new_tokens),
                 cache: None,
             };
-            let (answer, finish) = canvas.answer(plan.max_new_tokens, use_cache)?;
+            let (answer, finish) = writer.answer(use_cache)?;
             done.tokens += answer.len();
             done.answers_done += copies;
             done.truncated += copies * usize::from(finish == Finish::Length);
@@ -95,134 +81,89 @@ pub(super) fn generate(
     Ok(generations)
 }
 
-/// A prompt and the answer that replaces the masks behind it.
-struct Canvas<'a> {
+/// Who writes an answer.
+struct Writer<'a> {
     decoder: &'a Decoder,
     rule: &'a BlockDecoding,
+    /// Ids that are not written.
+    never: &'a [u32],
     sampler: Sampler,
     stream: AnswerStream,
     scratch: SampleScratch,
     /// Index of the prompt.
     prompt: usize,
-    /// Where the answer starts.
-    start: usize,
-    ids: Vec<u32>,
+    canvas: Canvas<'a>,
     cache: Option<KvCache>,
 }
 
-impl Canvas<'_> {
-    fn answer(
-        &mut self,
-        max_new_tokens: usize,
-        use_cache: bool,
-    ) -> Result<(Vec<u32>, Finish), EngineError> {
-        let (spec, rule) = (&self.decoder.spec, self.rule);
-        let (block, start) = (rule.block as usize, self.start);
-        let causal = rule.attention == DecodeAttention::BlockCausal;
-        let origin = if causal { 0 } else { start };
-        // Whole blocks, as the model was trained; what is past `max_new_tokens` is cut off.
-        let wanted = start + max_new_tokens;
-        let end = (origin + (wanted - origin).next_multiple_of(block)).min(spec.max_positions);
-        let wanted = wanted.min(end);
-        let first = origin + (start - origin) / block * block;
-        if causal && use_cache {
+impl Writer<'_> {
+    fn answer(&mut self, use_cache: bool) -> Result<(Vec<u32>, Finish), EngineError> {
+        let spec = &self.decoder.spec;
+        if use_cache && self.rule.attention == DecodeAttention::BlockCausal {
             self.cache = Some(KvCache::new(CacheShape {
                 n_layers: spec.n_layers,
                 n_kv_heads: spec.n_kv_heads,
                 head_dim: spec.head_dim,
             }));
-            if first > 0 {
-                self.read_cached(0..first)?;
+            let before = 0..self.canvas.rows().start;
+            if !before.is_empty() {
+                self.read_cached(before)?;
             }
         }
-        if !causal {
-            self.ids.resize(end, rule.mask_id);
-        }
-        for at in (first..end).step_by(block) {
-            let rows = at..(at + block).min(end);
-            self.ids.resize(self.ids.len().max(rows.end), rule.mask_id);
-            self.fill(rows.start.max(start)..rows.end, rows.clone())?;
-            let answer = &self.ids[start..rows.end.min(wanted)];
-            if let Some(eos) = answer.iter().position(|id| spec.eos_ids.contains(id)) {
-                return Ok((answer[..eos].to_vec(), Finish::Eos));
+        loop {
+            while !self.canvas.masked().is_empty() {
+                let found = self.candidates()?;
+                self.canvas.fill(found);
             }
-            if rows.end >= wanted {
-                break;
+            let rows = self.canvas.rows();
+            if let Some(answer) = self.canvas.advance() {
+                return Ok(answer);
             }
             if self.cache.is_some() {
                 // What the cache holds of this block was written while parts of it were masked.
                 self.read_cached(rows)?;
             }
         }
-        Ok((self.ids[start..wanted].to_vec(), Finish::Length))
     }
 
-    /// Fills the masked positions `masked` of the block `rows`.
-    fn fill(&mut self, masked: Range<usize>, rows: Range<usize>) -> Result<(), EngineError> {
-        let (rule, steps) = (self.rule, self.rule.steps as usize);
-        let total = masked.len();
-        let mut left: Vec<usize> = masked.collect();
-        let mut pass = 0;
-        while !left.is_empty() {
-            let logits = self.logits(rows.clone())?;
-            let vocab = self.decoder.spec.vocab;
-            let mut found = Vec::with_capacity(left.len());
-            for position in &left {
-                let row = &logits[(position - rows.start) * vocab..][..vocab];
-                found.push(self.candidate(row.to_vec(), *position, pass)?);
-            }
-            // The surest first, the first of equals.
-            found.sort_by(|a, b| b.probability.total_cmp(&a.probability));
-            let scheduled = total / steps + usize::from(pass < total % steps);
-            let sure = |c: &&Candidate| c.probability > rule.threshold;
-            let n = found.iter().filter(sure).count().max(scheduled).max(1);
-            for candidate in found.iter().take(n) {
-                self.ids[candidate.position] = candidate.id;
-                left.retain(|position| *position != candidate.position);
-            }
-            pass += 1;
-        }
-        Ok(())
+    /// A token for every masked position, and how sure the model is of it.
+    fn candidates(&mut self) -> Result<Vec<Candidate>, EngineError> {
+        let (rows, vocab) = (self.canvas.rows(), self.decoder.spec.vocab);
+        let logits = self.logits(rows.clone())?;
+        let masked = self.canvas.masked().to_vec();
+        let candidate = |position: usize| {
+            let row = &logits[(position - rows.start) * vocab..][..vocab];
+            self.candidate(row.to_vec(), position)
+        };
+        masked.into_iter().map(candidate).collect()
     }
 
-    /// The token for `position` and how sure the model is of it.
     fn candidate(
         &mut self,
         mut logits: Vec<f32>,
         position: usize,
-        pass: usize,
     ) -> Result<Candidate, EngineError> {
-        let token = position - self.start;
         let unfit = EngineError::NonFiniteLogits {
             prompt: self.prompt,
-            token,
+            token: position - self.canvas.start(),
         };
         if logits.iter().any(|z| !z.is_finite()) {
             return Err(unfit);
         }
-        logits[self.rule.mask_id as usize] = NEVER;
-        let eos_ids = &self.decoder.spec.eos_ids;
-        if self.rule.end_tokens == EndTokens::Never {
-            for eos in eos_ids {
-                logits[*eos as usize] = NEVER;
-            }
+        for id in self.never {
+            logits[*id as usize] = NEVER;
         }
-        let uniform = self.stream.uniform(token | pass << 32);
+        let uniform = self.stream.uniform(self.canvas.draw(position));
         let Some(id) = self.sampler.pick(&logits, uniform, &mut self.scratch) else {
             return Err(unfit);
         };
         let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let mass = |z: f32| f64::from(z - largest).exp();
         let total: f64 = logits.iter().map(|z| mass(*z)).sum();
-        let last = self.rule.end_tokens == EndTokens::Last && eos_ids.contains(&id);
         Ok(Candidate {
             position,
             id,
-            // Behind everything that has one.
-            probability: match last {
-                true => -1.0,
-                false => mass(logits[id as usize]) / total,
-            },
+            probability: mass(logits[id as usize]) / total,
         })
     }
 
@@ -230,13 +171,13 @@ impl Canvas<'_> {
     fn logits(&mut self, rows: Range<usize>) -> Result<Vec<f32>, EngineError> {
         let hidden = match self.cache {
             Some(_) => self.read_cached(rows.clone())?,
-            None => self.read_all(&self.ids, rows.clone())?,
+            None => self.read_all(self.canvas.ids(), rows.clone())?,
         };
         let logits = self.decoder.logits(&hidden)?;
         let mut logits = host::read("generation", &logits)?.to_vec();
         if self.rule.guidance != 0.0 {
-            let mut ids = self.ids.clone();
-            ids[..self.start].fill(self.rule.mask_id);
+            let mut ids = self.canvas.ids().to_vec();
+            ids[..self.canvas.start()].fill(self.rule.mask_id);
             let hidden = self.read_all(&ids, rows)?;
             let without = self.decoder.logits(&hidden)?;
             let scale = 1.0 + self.rule.guidance as f32;
@@ -269,19 +210,13 @@ impl Canvas<'_> {
     /// Reads `rows`, whole blocks, after everything before them has been read: their keys and values
     /// replace those in the cache; returns their hidden states before the head, `[rows, width]`.
     fn read_cached(&mut self, rows: Range<usize>) -> Result<Tensor, EngineError> {
-        let (decoder, block) = (self.decoder, self.rule.block as usize);
+        let (spec, block) = (&self.decoder.spec, self.rule.block as usize);
+        let (n_kv_heads, dim) = (spec.n_kv_heads, spec.head_dim);
+        let (width, kv) = (spec.n_heads * dim, n_kv_heads * dim);
         let cache = self.cache.as_mut().expect("the caller has made one");
-        // The pattern is not read: attention goes through the cache.
+        let ids = &self.canvas.ids()[rows.clone()];
         let batch = batch(rows.clone(), AttentionPattern::Bidirectional);
-        let cx = decoder.context(&batch);
-        let mut x = decoder
-            .embedding
-            .forward(&decoder.params, &self.ids[rows.clone()])?;
-        for (layer, part) in decoder.blocks.iter().enumerate() {
-            let (normed, _) = part.attention_norm.forward(&cx, &x, Save::Nothing)?;
-            let qkv = part.attention.project(&cx, &normed)?;
-            let heads = part.attention.heads;
-            let (width, kv) = (heads.width(), heads.kv_width());
+        self.decoder.forward_attending(ids, &batch, |layer, qkv| {
             let (q, k, v) = (
                 host::read("generation", &qkv.q)?,
                 host::read("generation", &qkv.k)?,
@@ -294,27 +229,11 @@ impl Canvas<'_> {
             let pairs = q.chunks_exact(width).zip(out.chunks_exact_mut(width));
             for (position, (q, out)) in rows.clone().zip(pairs) {
                 let visible = ((position / block + 1) * block).min(rows.end);
-                let (n_kv_heads, dim) = (heads.n_kv_heads, heads.head_dim);
                 attend(q, cache, layer, visible, n_kv_heads, dim, out);
             }
-            let out = host::tensor(out, (rows.len(), width))?;
-            let middle = part.attention.output.apply(&cx, &out)?;
-            residual::add_assign(&middle, &x)?;
-            let (normed, _) = part.mlp_norm.forward(&cx, &middle, Save::Nothing)?;
-            let (y, _) = part.mlp.forward(&cx, &normed, Save::Nothing)?;
-            residual::add_assign(&y, &middle)?;
-            x = y;
-        }
-        let (hidden, _) = decoder.final_norm.forward(&cx, &x, Save::Nothing)?;
-        Ok(hidden)
+            host::tensor(out, (rows.len(), width))
+        })
     }
-}
-
-/// A token for a masked position.
-struct Candidate {
-    position: usize,
-    id: u32,
-    probability: f64,
 }
 
 fn batch(rows: Range<usize>, attention: AttentionPattern) -> Batch {
@@ -328,7 +247,10 @@ fn batch(rows: Range<usize>, attention: AttentionPattern) -> Batch {
 #[cfg(test)]
 mod tests {
     use candle_core::{DType, Device};
-    use t3s_core::decoder_spec::{MlpSpec, MoeNames, MoeSpec};
+    use t3s_core::{
+        adapter::EndTokens,
+        decoder_spec::{MlpSpec, MoeNames, MoeSpec},
+    };
 
     use super::*;
     use crate::{init::init_params, test_model};
@@ -497,25 +419,29 @@ mod tests {
         );
         assert_ne!(blind, plain);
         assert_ne!(answer(2.0), plain);
-        let (none, plain) = (
-            with(-1.0, DecodeAttention::Bidirectional),
-            with(0.0, DecodeAttention::Bidirectional),
-        );
-        let mut canvas = Canvas {
-            decoder: &decoder,
-            rule: &none,
-            sampler: Sampler::new(&GeneratePlan::default()).expect("a plan"),
-            stream: AnswerStream::new(0, 0, 0),
-            scratch: SampleScratch::default(),
-            prompt: 0,
-            start: 3,
-            ids: vec![7, 8, 9, MASK, MASK, 11],
-            cache: None,
+        let logits = |guidance, prompt: &[u32]| {
+            let rule = with(guidance, DecodeAttention::Bidirectional);
+            let mut canvas = Canvas::new(&rule, &decoder.spec, prompt, 8);
+            let written = |position| Candidate {
+                position,
+                id: 11,
+                probability: 1.0,
+            };
+            canvas.fill(vec![written(5)]);
+            let mut writer = Writer {
+                decoder: &decoder,
+                rule: &rule,
+                never: &[],
+                sampler: Sampler::new(&GeneratePlan::default()).expect("a plan"),
+                stream: AnswerStream::new(0, 0, 0),
+                scratch: SampleScratch::default(),
+                prompt: 0,
+                canvas,
+                cache: None,
+            };
+            writer.logits(3..11).expect("logits")
         };
-        let blind = canvas.logits(3..6).expect("logits");
-        canvas.rule = &plain;
-        canvas.ids[..3].fill(MASK);
-        assert_eq!(blind, canvas.logits(3..6).expect("logits"));
+        assert_eq!(logits(-1.0, &[7, 8, 9]), logits(0.0, &[MASK; 3]));
         let plan = GeneratePlan::default();
         let refused = generate(
             &decoder,

@@ -82,11 +82,7 @@ impl<'a> FrozenDecoder<'a> {
         let mut blocks = Vec::with_capacity(spec.n_layers);
         for block in &decoder.blocks {
             let Mlp::Dense(mlp) = &block.mlp else {
-                return Err(EngineError::Spec {
-                    key: "mlp".to_owned(),
-                    message: "left-to-right decoding of a mixture of experts is not implemented"
-                        .to_owned(),
-                });
+                unreachable!("`generate` refuses mixtures of experts from left to right")
             };
             let attention = &block.attention;
             let gate_up = pack(params, &[&mlp.gate, &mlp.up])?;

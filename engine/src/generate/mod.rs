@@ -1,6 +1,7 @@
 //! Generation: answers to prompts, by the family's decode rule.
 
 mod blocks;
+mod canvas;
 mod frozen;
 mod left_to_right;
 #[cfg(any(test, feature = "cuda"))]
@@ -12,7 +13,11 @@ use std::ops::ControlFlow;
 
 use t3s_core::{DecodeRule, plan::sections::GeneratePlan};
 
-use crate::{Decoder, EngineError, sample::Sampler};
+use crate::{
+    Decoder, EngineError,
+    layers::{Block, Mlp},
+    sample::Sampler,
+};
 
 /// One answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,16 +65,21 @@ pub struct GenerateProgress {
 /// Answers to one prompt share its key-value cache. At temperature 0 they are all the same, so one is
 /// generated and copied. `progress` is called about twenty times a second.
 ///
-/// Where the weights are on a GPU, dense models are decoded left to right there, in the weights' type
-/// (adapters merged, the sums rounded to it). The random streams are the same, and the same call gives
-/// the same answers. No row is computed together with another; but another number of rows of a matrix
-/// product may take another kernel, which changes last bits of logits. A step has `plan.batch` rows; when
-/// there are no prompts left it has half as many whenever half of the answers have ended, down to 64. So
-/// up to a batch of 64 an answer does not depend on the other prompts or on `samples`, as far as the
-/// matrix library treats all rows alike; of larger ones it may in last bits. Logits are the CPU's up to
-/// rounding, so a token may be another where two are nearly tied. There `progress` is called after every
-/// eighth step at most. Everything else (blocks, mixtures of experts) is decoded on the CPU, from a copy
-/// of the weights in f32.
+/// Where the weights are on a GPU, models are decoded there, in the weights' type. The random streams are
+/// the same, and the same call gives the same answers. No row is computed together with another; but
+/// another number of rows of a matrix product may take another kernel, which changes last bits of logits.
+/// Logits are the CPU's up to rounding, so a token may be another where two are nearly tied.
+///
+/// From left to right, adapters are merged there (the sums rounded to the weights' type), and `progress`
+/// is called after every eighth step at most. A step has `plan.batch` rows; when there are no prompts left
+/// it has half as many whenever half of the answers have ended, down to 64. So up to a batch of 64 an
+/// answer does not depend on the other prompts or on `samples`, as far as the matrix library treats all
+/// rows alike; of larger ones it may in last bits.
+///
+/// In blocks, adapters stay apart, and `progress` is called between passes. Products always have the same
+/// number of rows (a function of `plan.batch` and the rule, filled or not), so that answers do not depend
+/// on each other either; but of models in which everything sees everything whole texts are read side by
+/// side, and last bits may depend on the other prompts.
 ///
 /// # Errors
 /// A prompt that is empty, longer than the model's positions or has an id outside the vocabulary; a
@@ -92,16 +102,23 @@ pub fn generate(
         });
     }
     check_prompts(decoder, prompts)?;
+    check_rule(decoder, rule)?;
     #[cfg(any(test, feature = "cuda"))]
-    if matches!(rule, DecodeRule::LeftToRight) && on_device::takes(decoder) {
-        let steps = on_device::Steps::default();
-        return on_device::generate(
-            decoder, prompts, samples, plan, sampler, seed, steps, progress,
-        );
-    }
-    if let Some(decoder) = decoder.copied_to_cpu()? {
-        // These have kernels for the CPU only.
-        return generate(&decoder, rule, prompts, samples, plan, seed, progress);
+    if crate::kernels::cuda::runs(decoder.params.tensor(decoder.embedding.weight)) {
+        match rule {
+            DecodeRule::LeftToRight => {
+                let steps = on_device::Steps::default();
+                return on_device::generate(
+                    decoder, prompts, samples, plan, sampler, seed, steps, progress,
+                );
+            }
+            DecodeRule::Blocks(rule) => {
+                return on_device::blocks::generate(
+                    decoder, rule, prompts, samples, plan, sampler, seed, progress,
+                );
+            }
+            _ => {}
+        }
     }
     match rule {
         DecodeRule::LeftToRight => {
@@ -145,6 +162,17 @@ fn with_copies(mut generations: Vec<Generation>, copies: usize) -> Vec<Generatio
         })
     });
     all.collect()
+}
+
+fn check_rule(decoder: &Decoder, rule: &DecodeRule) -> Result<(), EngineError> {
+    let experts = |block: &Block| matches!(block.mlp, Mlp::Experts(_));
+    if matches!(rule, DecodeRule::LeftToRight) && decoder.blocks.iter().any(experts) {
+        return Err(EngineError::Spec {
+            key: "mlp".to_owned(),
+            message: "left-to-right decoding of a mixture of experts is not implemented".to_owned(),
+        });
+    }
+    Ok(())
 }
 
 fn check_prompts(decoder: &Decoder, prompts: &[Vec<u32>]) -> Result<(), EngineError> {

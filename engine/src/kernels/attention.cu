@@ -71,10 +71,11 @@ __device__ __forceinline__ float side_max(float v) {
     return v;
 }
 
-// out and lse. Grid: (tiles of queries, heads).
+// out and lse, rows of which are the queries'. Grid: (tiles of queries, heads).
 template <typename T, u32 D>
-__device__ void forward(const T *q, const T *k, const T *v, const Tile *tiles, T *out, float *lse,
-                        u32 heads, u32 kv_heads, u32 d, u32 pattern, u32 block, u32 views, float scale) {
+__device__ void forward(const T *q, const T *k, const T *v, const Tile *tiles, const u32 *query_rows, T *out,
+                        float *lse, u32 heads, u32 kv_heads, u32 d, u32 pattern, u32 block, u32 views,
+                        float scale) {
     using S = Shape<T, D>;
     DYNAMIC_SHARED(T, shared);
     T *queries = shared, *keys = queries + S::TILE * S::STRIDE;
@@ -83,7 +84,7 @@ __device__ void forward(const T *q, const T *k, const T *v, const Tile *tiles, T
     const Spans spans = {pattern, block, views, tile.len};
     const u32 ty = threadIdx.x / SIDE, tx = threadIdx.x % SIDE, head = blockIdx.y;
     const u64 width = static_cast<u64>(heads) * d, kv_width = static_cast<u64>(kv_heads) * d;
-    const u64 row0 = static_cast<u64>(tile.example) + tile.start;
+    const u64 row0 = first_query(tile, query_rows);
     const u64 kv_column = static_cast<u64>(head / (heads / kv_heads)) * d;
 
     load<T, D>(queries, q + row0 * width + head * d, tile.n, d, width);
@@ -326,9 +327,9 @@ template <typename T, u32 D, typename... A> __device__ void attention_backward_k
 }
 
 SIZES(attention_forward,
-      (const T *q, const T *k, const T *v, const Tile *tiles, T *out, float *lse, u32 heads, u32 kv_heads,
-       u32 d, u32 pattern, u32 block, u32 views, float scale),
-      (q, k, v, tiles, out, lse, heads, kv_heads, d, pattern, block, views, scale))
+      (const T *q, const T *k, const T *v, const Tile *tiles, const u32 *query_rows, T *out, float *lse,
+       u32 heads, u32 kv_heads, u32 d, u32 pattern, u32 block, u32 views, float scale),
+      (q, k, v, tiles, query_rows, out, lse, heads, kv_heads, d, pattern, block, views, scale))
 SIZES(attention_backward_queries,
       (const T *q, const T *k, const T *v, const T *d_out, const float *lse, const float *delta,
        const Tile *tiles, T *dq, u32 heads, u32 kv_heads, u32 d, u32 pattern, u32 block, u32 views,

@@ -143,17 +143,18 @@ struct Rows {
 
 static __device__ const float LOG2_E = 1.4426950408889634f;
 
-// out and lse. Grid: (tiles of queries, heads).
+// out and lse, rows of which are the queries'. Grid: (tiles of queries, heads).
 template <u32 D>
-__device__ void forward(const bf16 *q, const bf16 *k, const bf16 *v, const Tile *tiles, bf16 *out, float *lse,
-                        u32 heads, u32 kv_heads, u32 d, u32 pattern, u32 block, u32 views, float scale) {
+__device__ void forward(const bf16 *q, const bf16 *k, const bf16 *v, const Tile *tiles, const u32 *query_rows,
+                        bf16 *out, float *lse, u32 heads, u32 kv_heads, u32 d, u32 pattern, u32 block,
+                        u32 views, float scale) {
     DYNAMIC_SHARED(bf16, shared);
     bf16 *queries = shared, *keys_at = queries + TILE * stride<D>(), *values = keys_at + TILE * stride<D>();
     const Tile tile = tiles[blockIdx.x];
     const Spans spans = {pattern, block, views, tile.len};
     const u32 head = blockIdx.y, lane = threadIdx.x % 32;
     const u64 width = static_cast<u64>(heads) * D, kv_width = static_cast<u64>(kv_heads) * D;
-    const u64 row0 = static_cast<u64>(tile.example) + tile.start;
+    const u64 row0 = first_query(tile, query_rows);
     const u64 kv0 = static_cast<u64>(tile.example) * kv_width + static_cast<u64>(head / (heads / kv_heads)) * D;
     const Rows rows(spans, tile);
     Keys keys(spans, tile);
@@ -368,9 +369,9 @@ __device__ void backward_keys(const bf16 *q, const bf16 *k, const bf16 *v, const
     SIZE(NAME, 128, PARAMETERS, ARGUMENTS)
 
 MMA_SIZES(forward,
-          (const T *q, const T *k, const T *v, const Tile *tiles, T *out, float *lse, u32 heads, u32 kv_heads,
-           u32 d, u32 pattern, u32 block, u32 views, float scale),
-          (q, k, v, tiles, out, lse, heads, kv_heads, d, pattern, block, views, scale))
+          (const T *q, const T *k, const T *v, const Tile *tiles, const u32 *query_rows, T *out, float *lse,
+           u32 heads, u32 kv_heads, u32 d, u32 pattern, u32 block, u32 views, float scale),
+          (q, k, v, tiles, query_rows, out, lse, heads, kv_heads, d, pattern, block, views, scale))
 MMA_SIZES(backward_queries,
           (const T *q, const T *k, const T *v, const T *d_out, const float *lse, const float *delta,
            const Tile *tiles, T *dq, u32 heads, u32 kv_heads, u32 d, u32 pattern, u32 block, u32 views,

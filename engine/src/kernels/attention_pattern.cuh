@@ -55,3 +55,9 @@ struct Spans {
 struct Tile {
     u32 example, len, start, n;
 };
+
+// The first row of a tile's queries: among the example's rows, as its keys are, or, where the keys stand
+// in a cache, where the list says.
+__device__ __forceinline__ u64 first_query(const Tile &tile, const u32 *query_rows) {
+    return query_rows == nullptr ? static_cast<u64>(tile.example) + tile.start : query_rows[blockIdx.x];
+}

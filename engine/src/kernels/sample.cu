@@ -1,4 +1,4 @@
-// `sample.rs` on the GPU: from rows of logits to tokens, one block per slot.
+// `sample.rs` on the GPU: from rows of logits to tokens, one block per row.
 //
 // Masses are the CPU's to the bit; their sums are double, added in another order than there, so a draw
 // differs only where the uniform number falls within some 1e-13 of a boundary between two tokens.
@@ -246,9 +246,54 @@ __device__ u32 bound_by_rank(const Row &row, u32 vocab, u32 rank) {
     return key;
 }
 
+// The id that the CPU's rule picks from `z`, given its largest logit and a uniform number. A negative
+// temperature asks for the arg max, `top_k` 0 and `top_p` 1 filter nothing; `list [vocab]` is scratch, not
+// read where nothing is filtered. The same in every thread.
+__device__ u32 pick(const float *z, u32 vocab, Best best, double uniform, u32 *list, float inverse_temperature,
+                    u32 top_k, double top_p) {
+    if (best.id >= vocab || inverse_temperature < 0.0f) return best.id;
+    const Row row = {z, best.logit, inverse_temperature};
+    const bool all = top_k == 0 || top_k >= vocab;
+    if (all && top_p >= 1.0) return draw(row, nullptr, vocab, uniform);
+    const u32 everyone = 0xffffffffu;
+    u32 n;
+    double total = 0.0;
+    if (all) {
+        for (u32 i = threadIdx.x; i < vocab; i += blockDim.x) total += static_cast<double>(row.mass(i));
+        total = block_sum(total);
+        // What is below this holds less than 1 - top_p together. Half, for what rounding does.
+        const double floor = 0.5 * total * (1.0 - top_p) / static_cast<double>(vocab);
+        n = keep(row, nullptr, vocab, list, static_cast<float>(floor), 0, everyone);
+    } else {
+        n = keep(row, nullptr, vocab, list, 0.0f, bound_by_rank(row, vocab, top_k), everyone);
+        if (n > top_k) {
+            const u32 last = key_by_rank(row, list, n, top_k);
+            const u32 above = count_from(row, list, n, last + 1);
+            n = keep(row, list, n, list, 0.0f, last, top_k - above);
+        }
+        total = mass_from(row, list, n, 0);
+    }
+    if (top_p < 1.0) {
+        const double wanted = top_p * total;
+        u32 last = 0;
+        for (u32 bit = 0x80000000u; bit > 0; bit /= 2) {
+            if (mass_from(row, list, n, last | bit) >= wanted) last |= bit;
+        }
+        // 0 where rounding leaves the whole list below: it stays as it is.
+        if (last > 0) {
+            const double missing = wanted - mass_from(row, list, n, last + 1);
+            const double ties = ceil(missing / static_cast<double>(row.mass_of(of_key(last))));
+            // At least one: those above alone do not suffice.
+            const u32 tied = ties > static_cast<double>(n) ? n : max(1u, static_cast<u32>(ties));
+            n = keep(row, list, n, list, 0.0f, last, tied);
+        }
+    }
+    return draw(row, list, n, uniform);
+}
+
 // The next token of every slot whose status is `which` (running or fresh), and the slot's state after it.
-// `answers [slots, most]`; `lists [slots, vocab]` is scratch, null where nothing is filtered. A negative
-// temperature asks for the arg max, `top_k` 0 and `top_p` 1 filter nothing. Grid: slots.
+// `answers [slots, most]`; `lists [slots, vocab]` is scratch, null where nothing is filtered; the rest as
+// `pick` has it. Grid: slots.
 extern "C" __global__ void __launch_bounds__(1024)
     sample_tokens(const float *logits, u32 *state, u32 *answers, const u32 *eos, u32 n_eos, u32 *lists, u32 vocab,
                   u32 n_slots, u32 most, u32 which, float inverse_temperature, u32 top_k, double top_p) {
@@ -258,54 +303,9 @@ extern "C" __global__ void __launch_bounds__(1024)
     const u32 token = state[slot::WRITTEN * n_slots + slot];
     const u64 key = static_cast<u64>(state[slot::KEY_HIGH * n_slots + slot]) << 32 |
                     state[slot::KEY_LOW * n_slots + slot];
-    const float *z = logits + static_cast<u64>(slot) * vocab;
-    const Best best = arg_max(z, vocab);
-    u32 id = best.id;
-    if (id < vocab && inverse_temperature >= 0.0f) {
-        const Row row = {z, best.logit, inverse_temperature};
-        const double uniform =
-            counter_uniform(key, token, 0);
-        const bool all = top_k == 0 || top_k >= vocab;
-        if (all && top_p >= 1.0) {
-            id = draw(row, nullptr, vocab, uniform);
-        } else {
-            u32 *list = lists + static_cast<u64>(slot) * vocab;
-            const u32 everyone = 0xffffffffu;
-            u32 n;
-            double total = 0.0;
-            if (all) {
-                for (u32 i = threadIdx.x; i < vocab; i += blockDim.x) total += static_cast<double>(row.mass(i));
-                total = block_sum(total);
-                // What is below this holds less than 1 - top_p together. Half, for what rounding does.
-                const double floor = 0.5 * total * (1.0 - top_p) / static_cast<double>(vocab);
-                n = keep(row, nullptr, vocab, list, static_cast<float>(floor), 0, everyone);
-            } else {
-                n = keep(row, nullptr, vocab, list, 0.0f, bound_by_rank(row, vocab, top_k), everyone);
-                if (n > top_k) {
-                    const u32 last = key_by_rank(row, list, n, top_k);
-                    const u32 above = count_from(row, list, n, last + 1);
-                    n = keep(row, list, n, list, 0.0f, last, top_k - above);
-                }
-                total = mass_from(row, list, n, 0);
-            }
-            if (top_p < 1.0) {
-                const double wanted = top_p * total;
-                u32 last = 0;
-                for (u32 bit = 0x80000000u; bit > 0; bit /= 2) {
-                    if (mass_from(row, list, n, last | bit) >= wanted) last |= bit;
-                }
-                // 0 where rounding leaves the whole list below: it stays as it is.
-                if (last > 0) {
-                    const double missing = wanted - mass_from(row, list, n, last + 1);
-                    const double ties = ceil(missing / static_cast<double>(row.mass_of(of_key(last))));
-                    // At least one: those above alone do not suffice.
-                    const u32 tied = ties > static_cast<double>(n) ? n : max(1u, static_cast<u32>(ties));
-                    n = keep(row, list, n, list, 0.0f, last, tied);
-                }
-            }
-            id = draw(row, list, n, uniform);
-        }
-    }
+    const u64 row = static_cast<u64>(slot) * vocab;
+    const u32 id = pick(logits + row, vocab, arg_max(logits + row, vocab), counter_uniform(key, token, 0),
+                        lists == nullptr ? nullptr : lists + row, inverse_temperature, top_k, top_p);
     if (threadIdx.x != 0) return;
     u32 status = slot::RUNNING;
     if (id >= vocab) {
@@ -325,3 +325,51 @@ extern "C" __global__ void __launch_bounds__(1024)
     state[slot::STATUS * n_slots + slot] = status;
 }
 REGISTERED(sample_tokens)
+
+// What the logit of an id becomes that may not be drawn; `NEVER` of blocks.rs.
+static __device__ const float NEVER = -1e30f;
+
+// For every row of `logits`: the id that is drawn, with its probability at temperature 1, as
+// found[row] = {id, probability}; {-1, 0} where a logit is no finite number. `draws [rows, 4]` are the
+// stream's key and the draw's counter, each its lower half first. Logits of the ids `never` are
+// overwritten; `lists [rows, vocab]` is scratch, null where nothing is filtered; the rest as `pick` has
+// it. Grid: rows.
+extern "C" __global__ void __launch_bounds__(1024)
+    sample_candidates(float *logits, const u32 *draws, const u32 *never, u32 n_never, u32 *lists, double *found,
+                      u32 vocab, float inverse_temperature, u32 top_k, double top_p) {
+    const u32 *words = draws + 4 * blockIdx.x;
+    const u64 key = static_cast<u64>(words[1]) << 32 | words[0];
+    const u64 counter = static_cast<u64>(words[3]) << 32 | words[2];
+    const u64 row = static_cast<u64>(blockIdx.x) * vocab;
+    float *z = logits + row;
+    u32 bad = 0;
+    for (u32 id = threadIdx.x; id < vocab; id += blockDim.x) bad |= fabsf(z[id]) < INFINITY ? 0u : 1u;
+    // Everybody has read its logits when the sum is known.
+    bad = block_sum(bad);
+    for (u32 i = threadIdx.x; i < n_never; i += blockDim.x) z[never[i]] = NEVER;
+    __syncthreads();
+    const Best best = arg_max(z, vocab);
+    u32 id = vocab;
+    double total = 0.0;
+    if (bad == 0) {
+        id = pick(z, vocab, best, counter_uniform(key, counter, 0), lists == nullptr ? nullptr : lists + row,
+                  inverse_temperature, top_k, top_p);
+        for (u32 i = threadIdx.x; i < vocab; i += blockDim.x) {
+            total += exp(static_cast<double>(__fadd_rn(z[i], -best.logit)));
+        }
+        total = block_sum(total);
+    }
+    if (threadIdx.x != 0) return;
+    double *to = found + 2 * blockIdx.x;
+    to[0] = id < vocab ? static_cast<double>(id) : -1.0;
+    to[1] = id < vocab ? exp(static_cast<double>(__fadd_rn(z[id], -best.logit))) / total : 0.0;
+}
+REGISTERED(sample_candidates)
+
+// Guided logits, in place: with = without + scale (with - without), rounded as the CPU rounds.
+// Grid: ceil(n / threads).
+extern "C" __global__ void sample_guide(float *with, const float *without, float scale, u64 n) {
+    const u64 i = static_cast<u64>(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i < n) with[i] = __fadd_rn(without[i], __fmul_rn(scale, __fadd_rn(with[i], -without[i])));
+}
+REGISTERED(sample_guide)

@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use super::{Attention, Context, Layer, Mlp, RmsNorm, Save, Saved};
+use super::{Attention, Context, Layer, Mlp, RmsNorm, Save, Saved, attention::Qkv};
 use crate::{grads::Grads, kernels::residual};
 
 /// `m = x + attention(norm(x))`, `y = m + mlp(norm(m))`.
@@ -16,6 +16,26 @@ pub struct Block {
     pub mlp_norm: RmsNorm,
     /// The feed-forward part.
     pub mlp: Mlp,
+}
+
+impl Block {
+    /// The forward pass of who has keys and values of other rows besides: `attend` makes of those of
+    /// `x`, `[rows, width]`, what goes through the output projection, `[rows, n_heads * head_dim]`.
+    pub(crate) fn forward_attending(
+        &self,
+        cx: &Context<'_>,
+        x: &Tensor,
+        attend: impl FnOnce(&Qkv) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let (normed, _) = self.attention_norm.forward(cx, x, Save::Nothing)?;
+        let attended = attend(&self.attention.project(cx, &normed)?)?;
+        let middle = self.attention.output.apply(cx, &attended)?;
+        residual::add_assign(&middle, x)?;
+        let (normed, _) = self.mlp_norm.forward(cx, &middle, Save::Nothing)?;
+        let (y, _) = self.mlp.forward(cx, &normed, Save::Nothing)?;
+        residual::add_assign(&y, &middle)?;
+        Ok(y)
+    }
 }
 
 impl Layer for Block {

@@ -11,7 +11,7 @@ mod work;
 use candle_core::{DType, Device};
 use serde_json::{Map, Value, json};
 use t3s_core::{
-    DecoderSpec,
+    AttentionPattern, DecodeRule, DecoderSpec,
     plan::{DeviceChoice, LoraPlan, Precision, Recompute, StatePrecision, TrainPlan},
     registry::Registry,
 };
@@ -244,6 +244,7 @@ impl BenchPlan {
                 rows: tokens as u64,
                 asked: (tokens as f64 * rows.kept).ceil() as u64,
                 positions: rows.seq as u64,
+                attention: AttentionPattern::Causal,
             }
         };
         Ok(match &self.work {
@@ -252,6 +253,7 @@ impl BenchPlan {
             Work::Generate { batch, prompt, new } => {
                 let answers = Answers {
                     plan: &work::answers_plan(*batch, *new),
+                    rule: &DecodeRule::LeftToRight,
                     prompts: *batch as u64,
                     samples: 1,
                     longest: *prompt as u64,
@@ -263,6 +265,7 @@ impl BenchPlan {
                     rows: rows.tokens() as u64,
                     asked: rows.tokens() as u64,
                     positions: 1,
+                    attention: AttentionPattern::Causal,
                 };
                 footprint.weights() + footprint.gradients() + footprint.pass(all)
             }

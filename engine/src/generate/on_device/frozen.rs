@@ -84,12 +84,6 @@ pub(super) struct Activations {
 }
 
 impl Frozen {
-    /// Whether `decoder` can be decoded here: no mixture of experts.
-    pub(super) fn takes(decoder: &Decoder) -> bool {
-        let dense = |mlp: &Mlp| matches!(mlp, Mlp::Dense(_));
-        decoder.blocks.iter().all(|block| dense(&block.mlp))
-    }
-
     /// Merges and stacks the weights of `decoder`, for sequences of at most `positions` tokens.
     pub(super) fn new(decoder: &Decoder, positions: usize) -> Result<Self> {
         let (spec, params) = (&decoder.spec, &decoder.params);
@@ -99,7 +93,7 @@ impl Frozen {
         let mut blocks = Vec::with_capacity(spec.n_layers);
         for block in &decoder.blocks {
             let Mlp::Dense(mlp) = &block.mlp else {
-                candle_core::bail!("decoding of a mixture of experts has no kernels here");
+                unreachable!("`generate` refuses mixtures of experts from left to right")
             };
             let attention = &block.attention;
             blocks.push(FrozenBlock {

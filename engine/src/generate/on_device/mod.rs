@@ -8,6 +8,7 @@
 //! of the slots still write, those are moved together, and steps have half as many rows from then on
 //! ([`step_rows`]).
 
+pub(super) mod blocks;
 mod frozen;
 mod slots;
 
@@ -19,19 +20,13 @@ use std::{
 
 use t3s_core::plan::sections::GeneratePlan;
 
-use self::{
-    frozen::Frozen,
-    slots::{Size, Slots},
-};
+use self::slots::{Size, Slots};
 use super::{Finish, GenerateProgress, Generation, copies_of, most_positions, with_copies};
 use crate::{
     Decoder, EngineError,
     kernels::{
         buffers::{CACHE_POSITIONS, FEWEST_STEP_ROWS, PREFILL_ROWS, step_rows},
-        cuda::{
-            self,
-            decode::{Start, status},
-        },
+        cuda::decode::{Start, status},
     },
     sample::{AnswerStream, Sampler},
 };
@@ -61,11 +56,6 @@ const LOOK_EVERY: usize = 8;
 /// Between two calls of the progress function, if looks come as often.
 const PROGRESS_EVERY: Duration = Duration::from_millis(50);
 
-/// Whether `decoder` is decoded here: its weights are on a GPU, and there is no mixture of experts.
-pub(super) fn takes(decoder: &Decoder) -> bool {
-    cuda::runs(decoder.params.tensor(decoder.embedding.weight)) && Frozen::takes(decoder)
-}
-
 /// An answer to be written, or being written.
 #[derive(Debug, Clone, Copy)]
 struct Answer {
@@ -85,8 +75,7 @@ struct Slot {
     holds: Option<usize>,
 }
 
-/// See [`super::generate`]; the arguments have been checked, and the decoder is one that
-/// [`takes`] accepts.
+/// See [`super::generate`]; the arguments have been checked, and the decoder's weights are on a GPU.
 #[expect(
     clippy::too_many_arguments,
     reason = "those of generate, and how steps start"

@@ -4,6 +4,8 @@ use std::{cell::RefCell, collections::HashMap};
 
 use candle_core::{Device, Result, Tensor};
 
+use super::memory::upload;
+
 /// How many lists of addresses stay on the device: two per block and projection of its experts, five with
 /// adapters, for more blocks than models have.
 const KEPT_LISTS: usize = 4096;
@@ -24,7 +26,7 @@ pub(super) fn on_device(addresses: Vec<u64>, device: &Device) -> Result<Tensor> 
         }
         let halves = |word: &u64| [*word as u32, (*word >> 32) as u32];
         let words: Vec<u32> = addresses.iter().flat_map(halves).collect();
-        let tensor = Tensor::from_vec(words, 2 * addresses.len(), device)?;
+        let tensor = upload(&words, device)?;
         if kept.len() >= KEPT_LISTS {
             // Those of a model that is gone, for the most part.
             kept.clear();

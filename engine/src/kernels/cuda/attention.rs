@@ -1,6 +1,8 @@
 //! Twin of `kernels::attention`: cuDNN's kernels where they apply ([`super::cudnn`]), those of
 //! attention.cu and attention_mma.cu elsewhere.
 
+use std::ops::Range;
+
 use candle_core::{DType, Device, Result, Tensor, bail};
 use t3s_core::AttentionPattern;
 
@@ -8,7 +10,7 @@ use t3s_core::AttentionPattern;
 use super::cudnn::Packed;
 use super::{
     launch::{Launch, Source, THREADS, source},
-    memory::{address, indices, one_dtype, overwritten},
+    memory::{address, indices, one_dtype, overwritten, zeros},
 };
 use crate::kernels::{
     attention::{Forwarded, Heads},
@@ -193,20 +195,84 @@ pub(crate) fn forward_into(
     (out, lse): (&Tensor, &Tensor),
 ) -> Result<()> {
     one_dtype("attention", &[q, k, v, out])?;
-    let device = q.device();
     let kernels = Kernels::of(heads.head_dim, &[q, k, v])?;
     let tiles = Tiles::new(offsets, pattern, kernels.tile);
+    launch_forward(
+        kernels,
+        [q, k, v],
+        (&tiles.tiles, None),
+        heads,
+        pattern,
+        (out, lse),
+    )
+}
+
+/// Neighbouring rows of queries whose example's keys and values stand in a cache.
+#[derive(Debug, Clone)]
+pub(crate) struct CachedQueries {
+    /// Row of the cache where the example starts.
+    pub example: usize,
+    /// Their rows in the example, whose length counts as the last one's end.
+    pub rows: Range<usize>,
+    /// Row of the first among the queries.
+    pub first: usize,
+}
+
+/// Attention of `queries`, rows of `q [rows, heads * d]`, over `k` and `v [rows of the cache, kv_heads *
+/// d]`: as if each example's rows up to these stood there whole. `[rows, heads * d]`, zeros in all others.
+pub(crate) fn forward_cached(
+    [q, k, v]: [&Tensor; 3],
+    heads: Heads,
+    queries: &[CachedQueries],
+    pattern: AttentionPattern,
+) -> Result<Tensor> {
+    let dtype = one_dtype("attention", &[q, k, v])?;
+    let device = q.device();
+    let out = zeros(q.shape(), dtype, device)?;
+    let lse = overwritten((q.dim(0)?, heads.n_heads), DType::F32, device)?;
+    let kernels = Kernels::of(heads.head_dim, &[q, k, v])?;
+    let (mut tiles, mut query_rows) = (Vec::new(), Vec::new());
+    for CachedQueries {
+        example,
+        rows,
+        first,
+    } in queries
+    {
+        for start in rows.clone().step_by(kernels.tile) {
+            let n = kernels.tile.min(rows.end - start);
+            tiles.extend([*example, rows.end, start, n].map(|n| n as u32));
+            query_rows.push((first + start - rows.start) as u32);
+        }
+    }
+    let tiles = (tiles.as_slice(), Some(query_rows.as_slice()));
+    launch_forward(kernels, [q, k, v], tiles, heads, pattern, (&out, &lse))?;
+    Ok(out)
+}
+
+/// One launch over `tiles` of queries, four numbers each; their rows are the keys' where no others are
+/// given.
+fn launch_forward(
+    kernels: Kernels,
+    [q, k, v]: [&Tensor; 3],
+    (tiles, query_rows): (&[u32], Option<&[u32]>),
+    heads: Heads,
+    pattern: AttentionPattern,
+    (out, lse): (&Tensor, &Tensor),
+) -> Result<()> {
+    let device = q.device();
     // The plain kernel keeps keys and values in one tile, one after the other.
     let row_tiles = if kernels.scores > 0 { 2 } else { 3 };
+    let query_rows = query_rows.map(|rows| list(rows, device)).transpose()?;
     let launch = kernels
         .launch("forward", row_tiles, q)?
         .tensor(q)?
         .tensor(k)?
         .tensor(v)?
-        .tensor(&list(&tiles.tiles, device)?)?
+        .tensor(&list(tiles, device)?)?
+        .optional(query_rows.as_ref())?
         .tensor(out)?
         .tensor(lse)?;
-    shape(launch, heads, pattern)?.run((tiles.len(), heads.n_heads), kernels.threads)
+    shape(launch, heads, pattern)?.run((tiles.len() / 4, heads.n_heads), kernels.threads)
 }
 
 /// [`backward`] by the kernels of this crate.

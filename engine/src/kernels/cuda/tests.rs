@@ -2,6 +2,7 @@
 //! on a GPU where the build knows GPUs and there is one.
 
 mod adamw;
+mod blocks;
 pub(super) mod counting;
 #[cfg(cudnn_attention)]
 mod cudnn;

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// A decoder's weights in another place and type; adapters stay f32.
-fn on(decoder: &Decoder, dtype: DType, device: &Device) -> Decoder {
+pub(super) fn on(decoder: &Decoder, dtype: DType, device: &Device) -> Decoder {
     let mut copy = decoder.clone();
     for (id, param) in decoder.params.iter() {
         let tensor = param.tensor.to_device(device).unwrap();
@@ -35,7 +35,7 @@ fn on(decoder: &Decoder, dtype: DType, device: &Device) -> Decoder {
     copy
 }
 
-fn go_on(_: GenerateProgress) -> ControlFlow<()> {
+pub(super) fn go_on(_: GenerateProgress) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 

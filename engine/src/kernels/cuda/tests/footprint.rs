@@ -4,7 +4,8 @@ use std::{ops::ControlFlow, sync::Arc};
 
 use candle_core::{DType, Device};
 use t3s_core::{
-    CounterRng, DecodeRule, DecoderSpec, Example,
+    AttentionPattern, CounterRng, DecodeRule, DecoderSpec, Example,
+    adapter::{BlockDecoding, DecodeAttention, EndTokens},
     decoder_spec::{MlpSpec, MoeSpec},
     objective::NextToken,
     plan::{GeneratePlan, LoraPlan, Recompute, StatePrecision, TrainPlan},
@@ -124,6 +125,7 @@ fn check_of(model: &str, spec: DecoderSpec, plan: TrainPlan, with_check: bool) {
         rows: examples * TOKENS,
         asked: examples * (TOKENS - 1),
         positions: TOKENS,
+        attention: AttentionPattern::Causal,
     };
     let all = rows(EXAMPLES);
     let what = format!("{model}, {:?}, {:?}", plan.lora, plan.recompute);
@@ -224,10 +226,29 @@ fn generation_takes_what_is_predicted() {
         rank: 3,
         ..LoraPlan::default()
     };
-    for (batch, new, top_k, lora) in [
-        (5, 3, 0, None),
-        (16, 200, 9, None),
-        (80, 2, 0, Some(&adapter)),
+    let blocks = |attention, guidance| {
+        DecodeRule::Blocks(BlockDecoding {
+            mask_id: 299,
+            block: 8,
+            steps: 8,
+            threshold: 2.0,
+            attention,
+            end_tokens: EndTokens::Free,
+            guidance,
+        })
+    };
+    for (rule, batch, new, top_k, lora) in [
+        (DecodeRule::LeftToRight, 5, 3, 0, None),
+        (DecodeRule::LeftToRight, 16, 200, 9, None),
+        (DecodeRule::LeftToRight, 80, 2, 0, Some(&adapter)),
+        (blocks(DecodeAttention::BlockCausal, 0.0), 16, 200, 9, None),
+        (
+            blocks(DecodeAttention::Bidirectional, 0.5),
+            9,
+            20,
+            0,
+            Some(&adapter),
+        ),
     ] {
         let plan = GeneratePlan {
             batch,
@@ -244,7 +265,6 @@ fn generation_takes_what_is_predicted() {
                 }
                 let decoder = Decoder::new(spec.clone(), params, lora).unwrap();
                 counting::take_peak();
-                let rule = DecodeRule::LeftToRight;
                 // To the first look: all there is has been allocated.
                 let mut calls = 0;
                 let progress = &mut |_| {
@@ -270,11 +290,17 @@ fn generation_takes_what_is_predicted() {
         };
         let answers = Answers {
             plan: &plan,
+            rule: &rule,
             prompts: prompts.len() as u64,
             samples: 2,
             longest: 41,
         };
         let predicted = footprint.generation(answers).unwrap();
-        expect(&format!("a batch of {batch}"), found - HOST, predicted, 0.1);
+        expect(
+            &format!("{batch} answers, {rule:?}"),
+            found - HOST,
+            predicted,
+            0.1,
+        );
     }
 }
