@@ -247,10 +247,7 @@ fn batch(rows: Range<usize>, attention: AttentionPattern) -> Batch {
 #[cfg(test)]
 mod tests {
     use candle_core::{DType, Device};
-    use t3s_core::{
-        adapter::EndTokens,
-        decoder_spec::{MlpSpec, MoeNames, MoeSpec},
-    };
+    use t3s_core::{adapter::EndTokens, decoder_spec::MlpSpec};
 
     use super::*;
     use crate::{init::init_params, test_model};
@@ -258,33 +255,10 @@ mod tests {
     const MASK: u32 = 3;
 
     fn decoder() -> Decoder {
-        let name = |name: &str| format!("model.layers.{{layer}}.mlp.{name}.weight");
         let mut spec = test_model::spec();
         // Random weights of the usual size say the same everywhere.
         spec.initializer_range = 0.4;
-        spec.mlp = MlpSpec::Moe(Box::new(MoeSpec {
-            dense_layers: 1,
-            dense_hidden: 24,
-            n_experts: 8,
-            n_chosen: 2,
-            hidden: 12,
-            shared_hidden: 12,
-            n_groups: 4,
-            n_groups_kept: 2,
-            normalise: true,
-            scale: 2.5,
-            names: MoeNames {
-                router: name("router"),
-                choice_bias: None,
-                gate: name("experts.{expert}.gate"),
-                up: name("experts.{expert}.up"),
-                down: name("experts.{expert}.down"),
-                shared_gate: name("shared.gate"),
-                shared_up: name("shared.up"),
-                shared_down: name("shared.down"),
-                stacked: None,
-            },
-        }));
+        spec.mlp = MlpSpec::Moe(Box::new(test_model::mixture()));
         spec.eos_ids = vec![5];
         let params = init_params(&spec, 9, &Device::Cpu, DType::F32).expect("memory");
         Decoder::new(spec, params, None).expect("its own weights")

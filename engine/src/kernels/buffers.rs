@@ -67,7 +67,7 @@ pub(crate) fn cudnn_score_bytes(heads: Heads, examples: usize, longest: usize) -
 
 /// Rows of a matrix product over prompts: always this many, whatever is read, and enough for a GPU to
 /// compute at a good part of its speed. Unit tests have short prompts, and an emulator to compute them.
-pub(crate) const PROMPT_ROWS: usize = if cfg!(test) { 64 } else { 512 };
+pub(crate) const PROMPT_ROWS: usize = if cfg!(test) { 16 } else { 512 };
 
 /// Most rows of prompts per pass, whose activations are in memory at once; a longer prompt is a pass of
 /// its own.
