@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Result, Tensor};
+use t3s_core::decoder_spec::TensorRole;
 
 /// Names one tensor of [`Params`]; layers hold ids, never tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -12,6 +13,15 @@ impl ParamId {
     /// Index into [`Params::iter`]'s order.
     pub fn index(self) -> usize {
         self.0
+    }
+}
+
+/// The type of a tensor of this role in a model of type `model`: constants, which decide and are not
+/// multiplied by, are f32 everywhere, so that a model chooses in bfloat16 by what it chooses by in f32.
+pub fn dtype_of(role: TensorRole, model: DType) -> DType {
+    match role {
+        TensorRole::Constant => DType::F32,
+        _ => model,
     }
 }
 

@@ -15,7 +15,11 @@ use super::{
     stacked::{Entry, Stack, entries, stacks, stacks_in},
     write::write_entries,
 };
-use crate::{decoder::Decoder, error::EngineError, params::Params};
+use crate::{
+    decoder::Decoder,
+    error::EngineError,
+    params::{Params, dtype_of},
+};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -101,7 +105,7 @@ pub fn load_params(
         .map(|tensor| Wanted {
             name: tensor.name,
             shape: tensor.shape,
-            dtype,
+            dtype: dtype_of(tensor.role, dtype),
         })
         .collect();
     let known: BTreeSet<&str> = wanted.iter().map(|wanted| wanted.name.as_str()).collect();

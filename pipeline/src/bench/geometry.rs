@@ -138,6 +138,7 @@ mod tests {
                 rows,
                 asked: rows,
                 positions: 4096,
+                attention: AttentionPattern::Causal,
             })
         };
         let adapter = LoraPlan {
