@@ -4,14 +4,14 @@
 #   tools/gpu-check.sh [FOLDER]     # default: the folder this script lies in
 #
 # 1. every kernel against its CPU twin, cuDNN's attention against the portable one, steps, training,
-# answers   2. the golden reference (T3S_SHARED names the folder that has it)   3. the plan T3S_PLAN (the
+# answers   2. the golden references (T3S_SHARED names the folder that has Qwen3's)   3. the plan T3S_PLAN (the
 # quickstart's) on the GPU and on the CPU finds the same bottleneck; both take the time they print
 # 4. the benchmarks (gpu-bench.sh; T3S_BENCH=0 leaves them out)   5. memcheck of 1, where compute-sanitizer
 # is (T3S_MEMCHECK=0 leaves it out: it takes the longest).
 # Goes on after a failure, says at the end which steps failed, and leaves logs in FOLDER/results.
 set -uo pipefail
 folder=$(cd "${1:-$(dirname "$0")}" && pwd)
-for file in t3s test-t3s_engine test-golden_qwen3; do
+for file in t3s test-t3s_engine test-golden_qwen3 test-golden_llada2; do
     [ -x "$folder/$file" ] || { echo "$folder/$file is missing; tools/gpu-pack.sh makes it" >&2; exit 2; }
 done
 results=$folder/results
@@ -79,6 +79,8 @@ memcheck() {
 
 step "kernels, steps, training, answers" gpu_test tests.log "$folder/test-t3s_engine" cuda
 step "golden/qwen3-tiny" gpu_test golden.log "$folder/test-golden_qwen3" on_a_gpu
+export T3S_LLADA2_GOLDEN=$folder/golden/llada2-tiny
+step "golden/llada2-tiny" gpu_test golden_llada2.log "$folder/test-golden_llada2" on_a_gpu
 if [ -n "${T3S_PLAN:-}" ]; then
     step "the quickstart, on the CPU and on the GPU" quickstart "$T3S_PLAN"
 else

@@ -16,7 +16,8 @@ tools/cuda-build.sh build "${both[@]}" --bin t3s
 strip -o "$folder/t3s" target/cuda/release/t3s
 
 # Each test binary under the name of its target.
-tools/cuda-build.sh test "${both[@]}" --no-run --lib --test golden_qwen3 --message-format=json |
+tools/cuda-build.sh test "${both[@]}" --no-run --lib --test golden_qwen3 --test golden_llada2 \
+    --message-format=json |
     grep '"executable":"' | grep '"test":true' |
     sed -n 's/.*"target":{[^}]*"name":"\([^"]*\)".*"executable":"\([^"]*\)".*/\1 \2/p' |
     while read -r name executable; do
@@ -24,6 +25,8 @@ tools/cuda-build.sh test "${both[@]}" --no-run --lib --test golden_qwen3 --messa
     done
 git describe --always --dirty --abbrev=12 > "$folder/commit"
 cp tools/gpu-check.sh tools/gpu-bench.sh "$folder/"
+mkdir -p "$folder/golden"
+cp -r tests/golden/llada2-tiny "$folder/golden/"
 # The peer, and the geometries it reads, where its path says.
 mkdir -p "$folder/benches" "$folder/pipeline/src/bench"
 cp -r benches/peers "$folder/benches/"

@@ -21,7 +21,8 @@ use std::{
 use candle_core::{DType, Device, Tensor};
 use model::{relative_error, values};
 use t3s_core::{
-    AttentionPattern, HfConfig, ModelAdapter, ModelBatch, NO_TARGET, plan::sections::Recompute,
+    AttentionPattern, HfConfig, ModelAdapter, ModelBatch, NO_TARGET,
+    plan::{DeviceChoice, Precision, Recompute},
 };
 use t3s_engine::{
     Batch, Decoder, Grads, Save, checkpoint::load_decoder, layers::head::HeadOutput,
@@ -78,7 +79,7 @@ struct Case {
 }
 
 impl Case {
-    fn load(folder: &Path) -> Self {
+    fn load(folder: &Path, device: &Device) -> Self {
         let text = std::fs::read_to_string(folder.join("config.json")).unwrap();
         let config = HfConfig(serde_json::from_str(&text).unwrap());
         assert!(Llada2.claims(&config));
@@ -91,7 +92,7 @@ impl Case {
             ids.into_iter().map(|id| id as u32).collect()
         };
         Self {
-            decoder: load_decoder(folder, &spec, &Device::Cpu, DType::F32).unwrap(),
+            decoder: load_decoder(folder, &spec, device, DType::F32).unwrap(),
             clean: ids("clean_ids"),
             noisy: ids("noisy_ids"),
             length: golden["clean_ids"].dims()[1],
@@ -247,9 +248,8 @@ fn worst(found: &[f32], wanted: &[f32], what: &str) -> f32 {
     worst
 }
 
-#[test]
-fn everything_matches_the_transcription() {
-    let case = Case::load(&committed());
+fn everything_matches(device: &Device) {
+    let case = Case::load(&committed(), device);
     let pattern = AttentionPattern::BlockDiffusion {
         block: BLOCK,
         views: 1,
@@ -264,9 +264,22 @@ fn everything_matches_the_transcription() {
 }
 
 #[test]
+fn everything_matches_the_transcription() {
+    everything_matches(&Device::Cpu);
+}
+
+#[test]
+fn everything_matches_the_transcription_on_a_gpu() {
+    match t3s_engine::device::open(&DeviceChoice::Cuda(0), Precision::F32) {
+        Ok((device, _)) => everything_matches(&device),
+        Err(error) => eprintln!("SKIPPED on a GPU: {error}"),
+    }
+}
+
+#[test]
 fn under_uniform_attention_the_public_implementation_is_met() {
     let Some(folder) = dumped() else { return };
-    let mut case = Case::load(&folder);
+    let mut case = Case::load(&folder, &Device::Cpu);
     for layer in 0..case.decoder.spec.n_layers {
         let name = format!("model.layers.{layer}.attention.query_layernorm.weight");
         let id = case.decoder.params.id(&name).unwrap();
