@@ -1,6 +1,6 @@
 //! What training and generation allocate while the emulated kernels run, against what `crate::footprint` predicts.
 
-use std::{ops::ControlFlow, sync::Arc};
+use std::sync::Arc;
 
 use candle_core::{DType, Device};
 use t3s_core::{
@@ -11,7 +11,7 @@ use t3s_core::{
     plan::{GeneratePlan, LoraPlan, Recompute, StatePrecision, TrainPlan},
 };
 
-use super::counting;
+use super::{counting, decode::stopping_at};
 use crate::{
     Decoder, Footprint,
     footprint::{Answers, PassRows},
@@ -25,12 +25,21 @@ use crate::{
 
 const EXAMPLES: u64 = 7;
 const TOKENS: u64 = 40;
-/// What the host keeps for itself between steps is counted too: names, examples, the lists that are on the
-/// device once more. Of dense models 70 to 130 KB of it were.
+/// What the host keeps for itself is counted too: examples, the lists that are on the device once more ...
 const HOST: i64 = 32 << 10;
-/// The same for each tensor, of which a mixture has many small ones: names, shapes and handles of itself,
-/// its gradient and its moments.
-const HOST_OF_A_TENSOR: i64 = 3 << 9;
+/// ... the name of each tensor, in the model and where there is something of it ...
+const NAMES: i64 = 256;
+
+/// ... and handles of tensors. How large they are differs from build to build.
+fn handle() -> i64 {
+    const N: i64 = 64;
+    let zero = |_| candle_core::Tensor::zeros(1, DType::U8, &Device::Cpu).unwrap();
+    let held = || {
+        let _zeros: Vec<_> = (0..N).map(zero).collect();
+        counting::live()
+    };
+    counting::counted(held) / N
+}
 
 /// Large enough for activations to outweigh what the host allocates for itself.
 fn spec(hidden: usize) -> DecoderSpec {
@@ -131,15 +140,20 @@ fn check_of(model: &str, spec: DecoderSpec, plan: TrainPlan, with_check: bool) {
     let what = format!("{model}, {:?}, {:?}", plan.lora, plan.recompute);
     let pass = counted.step - counted.between;
     expect(&format!("a pass, {what}"), pass, footprint.pass(all), 0.05);
-    let adapters = plan.lora.as_ref().map_or(0, |_| footprint.learning().len());
-    let tensors = spec.tensors().len() + adapters;
-    let host = HOST + HOST_OF_A_TENSOR * tensors as i64;
+    // Itself, the gradient and both moments.
+    let learning = footprint.learning().len() as i64;
+    let host_of_learning = learning * (4 * handle() + NAMES);
+    let frozen = match plan.lora {
+        Some(_) => spec.tensors().len() as i64 * (handle() + NAMES),
+        None => 0,
+    };
+    let host = HOST + host_of_learning + frozen;
     let step = footprint.training(all);
     expect(&format!("a step, {what}"), counted.step - host, step, 0.1);
     if with_check {
         let few = footprint.gradient_check(rows(CHECKED_TOKENS / TOKENS));
-        // Those of the weights are within the bound.
-        let host = HOST_OF_A_TENSOR * adapters as i64;
+        // Those of all weights are within the bound.
+        let host = plan.lora.as_ref().map_or(0, |_| host_of_learning);
         expect(
             &format!("the check, {what}"),
             counted.check - host,
@@ -200,7 +214,7 @@ fn training_of_a_mixture_of_experts_takes_what_is_predicted() {
         }),
         ..all(recompute)
     };
-    check_of("narrow", mixture(40, 24), all(Recompute::None), true);
+    check_of("narrow", mixture(40, 24), all(Recompute::None), false);
     check_of("wide", mixture(72, 200), all(Recompute::Block), false);
     let segments = lora(Recompute::Every(2));
     check_of("narrow, adapted", mixture(40, 24), segments, true);
@@ -266,14 +280,7 @@ fn generation_takes_what_is_predicted() {
                 let decoder = Decoder::new(spec.clone(), params, lora).unwrap();
                 counting::take_peak();
                 // To the first look: all there is has been allocated.
-                let mut calls = 0;
-                let progress = &mut |_| {
-                    calls += 1;
-                    match calls {
-                        1 => ControlFlow::Continue(()),
-                        _ => ControlFlow::Break(()),
-                    }
-                };
+                let progress = &mut stopping_at(2);
                 let _ = generate(&decoder, &rule, &prompts, 2, &plan, 3, progress);
                 counting::take_peak()
             })
