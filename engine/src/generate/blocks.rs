@@ -7,13 +7,12 @@ use candle_core::Tensor;
 use t3s_core::{
     AttentionPattern,
     adapter::{BlockDecoding, DecodeAttention},
-    plan::sections::{GeneratePlan, Recompute},
+    plan::sections::Recompute,
 };
 
 use super::{
-    Finish, GenerateProgress, Generation,
+    Finish, GenerateProgress, Generation, Task,
     canvas::{self, Candidate, Canvas},
-    copies_of,
 };
 use crate::{
     Batch, Decoder, EngineError,
@@ -28,28 +27,30 @@ const NEVER: f32 = -1e30;
 
 /// See [`super::generate`]; the arguments have been checked. `use_cache` keeps the keys and values
 /// of finished blocks where the rule lets them be kept; tests do without.
-#[expect(clippy::too_many_arguments, reason = "generate's, and one switch")]
 pub(super) fn generate(
-    decoder: &Decoder,
+    task: Task<'_>,
     rule: &BlockDecoding,
-    prompts: &[Vec<u32>],
-    samples: usize,
-    plan: &GeneratePlan,
-    sampler: Sampler,
-    seed: u64,
     use_cache: bool,
     progress: &mut dyn FnMut(GenerateProgress) -> ControlFlow<()>,
 ) -> Result<Vec<Generation>, EngineError> {
+    let Task {
+        decoder,
+        prompts,
+        plan,
+        sampler,
+        seed,
+        ..
+    } = task;
     canvas::check(rule, &decoder.spec)?;
     let never = canvas::never_written(rule, &decoder.spec);
-    let copies = copies_of(&sampler, samples);
+    let copies = task.copies();
     let mut done = GenerateProgress {
-        answers: prompts.len() * samples,
+        answers: task.answers(),
         ..GenerateProgress::default()
     };
     let mut generations = Vec::with_capacity(done.answers);
     for (prompt, ids) in prompts.iter().enumerate() {
-        for sample in 0..samples.div_ceil(copies.max(1)) {
+        for sample in 0..task.different() {
             if progress(done).is_break() {
                 return Err(EngineError::Interrupted);
             }
@@ -247,7 +248,7 @@ fn batch(rows: Range<usize>, attention: AttentionPattern) -> Batch {
 #[cfg(test)]
 mod tests {
     use candle_core::{DType, Device};
-    use t3s_core::{adapter::EndTokens, decoder_spec::MlpSpec};
+    use t3s_core::{adapter::EndTokens, decoder_spec::MlpSpec, plan::sections::GeneratePlan};
 
     use super::*;
     use crate::{init::init_params, test_model};
@@ -297,18 +298,15 @@ mod tests {
             .collect();
         let sampler = Sampler::new(&plan).expect("a plan");
         let mut progress = |_| ControlFlow::Continue(());
-        generate(
+        let task = Task {
             decoder,
-            rule,
-            &prompts,
-            2,
-            &plan,
+            prompts: &prompts,
+            samples: 2,
+            plan: &plan,
             sampler,
-            4,
-            use_cache,
-            &mut progress,
-        )
-        .expect("generated")
+            seed: 4,
+        };
+        generate(task, rule, use_cache, &mut progress).expect("generated")
     }
 
     #[test]
@@ -416,49 +414,32 @@ mod tests {
             writer.logits(3..11).expect("logits")
         };
         assert_eq!(logits(-1.0, &[7, 8, 9]), logits(0.0, &[MASK; 3]));
-        let plan = GeneratePlan::default();
-        let refused = generate(
-            &decoder,
-            &with(1.0, DecodeAttention::BlockCausal),
-            &[vec![1]],
-            1,
-            &plan,
-            Sampler::new(&plan).expect("a plan"),
-            0,
-            true,
-            &mut |_| ControlFlow::Continue(()),
-        );
-        let message = refused.expect_err("refused").to_string();
-        assert!(message.contains("decode.guidance"), "{message}");
+        let refused = refuse(&decoder, &with(1.0, DecodeAttention::BlockCausal));
+        assert!(refused.contains("decode.guidance"), "{refused}");
     }
 
     #[test]
     fn a_mask_token_outside_the_vocabulary_is_refused() {
-        let decoder = decoder();
         let rule = BlockDecoding {
             mask_id: 40_000,
             ..rule(DecodeAttention::BlockCausal, 4, 0.9)
         };
+        let refused = refuse(&decoder(), &rule);
+        assert!(refused.contains("mask_id"), "{refused}");
+    }
+
+    /// Why `rule` is refused.
+    fn refuse(decoder: &Decoder, rule: &BlockDecoding) -> String {
         let plan = GeneratePlan::default();
-        let sampler = Sampler::new(&plan).expect("a plan");
-        let mut progress = |_| ControlFlow::Continue(());
-        let prompts = [vec![1]];
-        let refused = generate(
-            &decoder,
-            &rule,
-            &prompts,
-            1,
-            &plan,
-            sampler,
-            0,
-            true,
-            &mut progress,
-        );
-        assert!(
-            refused
-                .expect_err("refused")
-                .to_string()
-                .contains("mask_id")
-        );
+        let task = Task {
+            decoder,
+            prompts: &[vec![1]],
+            samples: 1,
+            plan: &plan,
+            sampler: Sampler::new(&plan).expect("a plan"),
+            seed: 0,
+        };
+        let refused = generate(task, rule, true, &mut |_| ControlFlow::Continue(()));
+        refused.expect_err("refused").to_string()
     }
 }

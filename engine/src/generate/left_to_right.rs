@@ -16,15 +16,13 @@ use std::{
     time::Duration,
 };
 
-use t3s_core::plan::sections::GeneratePlan;
-
 use super::{
-    Finish, GenerateProgress, Generation, copies_of,
+    Finish, GenerateProgress, Generation, Task,
     frozen::{Buffers, FrozenDecoder, Row},
-    most_positions, with_copies,
+    with_copies,
 };
 use crate::{
-    Decoder, EngineError,
+    EngineError,
     kv_cache::KvCache,
     sample::{AnswerStream, SampleScratch, Sampler},
 };
@@ -60,23 +58,25 @@ struct Shared<'a> {
 
 /// See [`super::generate`]; the arguments have been checked.
 pub(super) fn generate(
-    decoder: &Decoder,
-    prompts: &[Vec<u32>],
-    samples: usize,
-    plan: &GeneratePlan,
-    sampler: Sampler,
-    seed: u64,
+    task: Task<'_>,
     progress: &mut dyn FnMut(GenerateProgress) -> ControlFlow<()>,
 ) -> Result<Vec<Generation>, EngineError> {
-    let answers = prompts.len() * samples;
+    let Task {
+        decoder,
+        prompts,
+        plan,
+        sampler,
+        seed,
+        ..
+    } = task;
+    let (answers, copies) = (task.answers(), task.copies());
     if answers == 0 {
         return Ok(Vec::new());
     }
-    let copies = copies_of(&sampler, samples);
     let max_threads = rayon::current_num_threads().min(plan.batch);
-    let jobs = jobs(prompts.len(), samples.div_ceil(copies), max_threads);
+    let jobs = jobs(prompts.len(), task.different(), max_threads);
     let max_positions = decoder.spec.max_positions;
-    let positions = most_positions(decoder, prompts, plan);
+    let positions = task.most_positions();
     let n_threads = max_threads.min(jobs.len());
     let shared = Shared {
         decoder: FrozenDecoder::new(decoder, positions)?,

@@ -103,30 +103,27 @@ pub fn generate(
     }
     check_prompts(decoder, prompts)?;
     check_rule(decoder, rule)?;
+    let task = Task {
+        decoder,
+        prompts,
+        samples,
+        plan,
+        sampler,
+        seed,
+    };
     #[cfg(any(test, feature = "cuda"))]
     if crate::kernels::cuda::runs(decoder.params.tensor(decoder.embedding.weight)) {
         match rule {
             DecodeRule::LeftToRight => {
-                let steps = on_device::Steps::default();
-                return on_device::generate(
-                    decoder, prompts, samples, plan, sampler, seed, steps, progress,
-                );
+                return on_device::generate(task, on_device::Steps::default(), progress);
             }
-            DecodeRule::Blocks(rule) => {
-                return on_device::blocks::generate(
-                    decoder, rule, prompts, samples, plan, sampler, seed, progress,
-                );
-            }
+            DecodeRule::Blocks(rule) => return on_device::blocks::generate(task, rule, progress),
             _ => {}
         }
     }
     match rule {
-        DecodeRule::LeftToRight => {
-            left_to_right::generate(decoder, prompts, samples, plan, sampler, seed, progress)
-        }
-        DecodeRule::Blocks(rule) => blocks::generate(
-            decoder, rule, prompts, samples, plan, sampler, seed, true, progress,
-        ),
+        DecodeRule::LeftToRight => left_to_right::generate(task, progress),
+        DecodeRule::Blocks(rule) => blocks::generate(task, rule, true, progress),
         other => Err(EngineError::Spec {
             key: "decode".to_owned(),
             message: format!("{other:?} is not known to this build; known: left-to-right, blocks"),
@@ -134,19 +131,42 @@ pub fn generate(
     }
 }
 
-/// For how many samples of a prompt one answer stands: at temperature 0 all are the same.
-fn copies_of(sampler: &Sampler, samples: usize) -> usize {
-    match sampler.is_greedy() {
-        true => samples,
-        false => 1,
-    }
+/// What is to be generated: the arguments of [`generate`], checked.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Task<'a> {
+    pub decoder: &'a Decoder,
+    pub prompts: &'a [Vec<u32>],
+    pub samples: usize,
+    pub plan: &'a GeneratePlan,
+    pub sampler: Sampler,
+    pub seed: u64,
 }
 
-/// Positions of the longest sequence that may come to be.
-fn most_positions(decoder: &Decoder, prompts: &[Vec<u32>], plan: &GeneratePlan) -> usize {
-    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-    let most = decoder.spec.max_positions;
-    most.min(longest.saturating_add(plan.max_new_tokens))
+impl Task<'_> {
+    /// How many answers there will be.
+    fn answers(&self) -> usize {
+        self.prompts.len() * self.samples
+    }
+
+    /// For how many samples of a prompt one answer stands: at temperature 0 all are the same.
+    fn copies(&self) -> usize {
+        match self.sampler.is_greedy() {
+            true => self.samples.max(1),
+            false => 1,
+        }
+    }
+
+    /// Different answers to a prompt.
+    fn different(&self) -> usize {
+        self.samples / self.copies()
+    }
+
+    /// Positions of the longest sequence that may come to be.
+    fn most_positions(&self) -> usize {
+        let longest = self.prompts.iter().map(Vec::len).max().unwrap_or(0);
+        let most = self.decoder.spec.max_positions;
+        most.min(longest.saturating_add(self.plan.max_new_tokens))
+    }
 }
 
 /// Orders answers by prompt, then sample; each stands for `copies` samples.

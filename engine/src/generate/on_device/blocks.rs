@@ -10,13 +10,9 @@ mod reader;
 use std::{
     collections::VecDeque,
     ops::{ControlFlow, Range},
-    time::Instant,
 };
 
-use t3s_core::{
-    adapter::{BlockDecoding, DecodeAttention},
-    plan::sections::GeneratePlan,
-};
+use t3s_core::adapter::{BlockDecoding, DecodeAttention};
 
 use self::{
     head::Head,
@@ -26,46 +22,39 @@ use super::{Answer, GenerateProgress, Generation, Reporter};
 use crate::{
     Decoder, EngineError,
     generate::{
+        Task,
         canvas::{self, Candidate, Canvas},
-        copies_of, most_positions, with_copies,
+        with_copies,
     },
     kernels::cuda::sample::Draw,
-    sample::{AnswerStream, Sampler},
+    sample::AnswerStream,
 };
 
 /// See [`crate::generate()`]; its arguments have been checked, `rule` has not, and the decoder's weights
 /// are on a GPU.
-#[expect(clippy::too_many_arguments, reason = "those of generate")]
 pub(in crate::generate) fn generate(
-    decoder: &Decoder,
+    task: Task<'_>,
     rule: &BlockDecoding,
-    prompts: &[Vec<u32>],
-    samples: usize,
-    plan: &GeneratePlan,
-    sampler: Sampler,
-    seed: u64,
     progress: &mut dyn FnMut(GenerateProgress) -> ControlFlow<()>,
 ) -> Result<Vec<Generation>, EngineError> {
+    let Task {
+        decoder,
+        prompts,
+        plan,
+        sampler,
+        seed,
+        ..
+    } = task;
     canvas::check(rule, &decoder.spec)?;
-    let answers = prompts.len() * samples;
-    if answers == 0 {
+    if task.answers() == 0 {
         return Ok(Vec::new());
     }
-    let copies = copies_of(&sampler, samples);
-    let mut reporter = Reporter {
-        progress,
-        now: GenerateProgress {
-            answers,
-            ..GenerateProgress::default()
-        },
-        copies,
-        last: Instant::now(),
-    };
-    reporter.report()?;
+    let copies = task.copies();
+    let mut reporter = Reporter::start(task, progress)?;
     let max_positions = decoder.spec.max_positions;
-    let mut queue = VecDeque::with_capacity(answers / copies);
+    let mut queue = VecDeque::with_capacity(task.answers() / copies);
     for (prompt, ids) in prompts.iter().enumerate() {
-        queue.extend((0..samples / copies).map(|sample| Answer {
+        queue.extend((0..task.different()).map(|sample| Answer {
             prompt,
             sample,
             limit: plan.max_new_tokens.min(max_positions - ids.len()),
@@ -76,8 +65,10 @@ pub(in crate::generate) fn generate(
     let rows = product_rows(block).min(plan.batch * block);
     let reader = match rule.attention {
         DecodeAttention::BlockCausal => {
-            let positions = most_positions(decoder, prompts, plan);
-            let capacity = positions.next_multiple_of(block).min(max_positions);
+            let capacity = task
+                .most_positions()
+                .next_multiple_of(block)
+                .min(max_positions);
             Reader::Cached(Cached::new(decoder, rule.block, slots, capacity, rows)?)
         }
         DecodeAttention::Bidirectional => Reader::Whole(decoder),

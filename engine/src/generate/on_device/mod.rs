@@ -18,17 +18,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use t3s_core::plan::sections::GeneratePlan;
+use candle_core::DType;
+use t3s_core::DecoderSpec;
 
 use self::slots::{Size, Slots};
-use super::{Finish, GenerateProgress, Generation, copies_of, most_positions, with_copies};
+use super::{Finish, GenerateProgress, Generation, Task, with_copies};
 use crate::{
-    Decoder, EngineError,
+    EngineError,
     kernels::{
         buffers::{CACHE_POSITIONS, FEWEST_STEP_ROWS, PREFILL_ROWS, step_rows},
         cuda::decode::{Start, status},
     },
-    sample::{AnswerStream, Sampler},
+    sample::AnswerStream,
 };
 
 pub(crate) use self::slots::StepStart;
@@ -76,42 +77,30 @@ struct Slot {
 }
 
 /// See [`super::generate`]; the arguments have been checked, and the decoder's weights are on a GPU.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "those of generate, and how steps start"
-)]
 pub(crate) fn generate(
-    decoder: &Decoder,
-    prompts: &[Vec<u32>],
-    samples: usize,
-    plan: &GeneratePlan,
-    sampler: Sampler,
-    seed: u64,
+    task: Task<'_>,
     steps: Steps,
     progress: &mut dyn FnMut(GenerateProgress) -> ControlFlow<()>,
 ) -> Result<Vec<Generation>, EngineError> {
-    let answers = prompts.len() * samples;
-    if answers == 0 {
+    let Task {
+        decoder,
+        prompts,
+        plan,
+        sampler,
+        seed,
+        ..
+    } = task;
+    if task.answers() == 0 {
         return Ok(Vec::new());
     }
-    let copies = copies_of(&sampler, samples);
+    let copies = task.copies();
     let max_positions = decoder.spec.max_positions;
-    let positions = most_positions(decoder, prompts, plan);
-    let mut reporter = Reporter {
-        progress,
-        now: GenerateProgress {
-            answers,
-            ..GenerateProgress::default()
-        },
-        copies,
-        last: Instant::now(),
-    };
-    reporter.report()?;
+    let mut reporter = Reporter::start(task, progress)?;
     let mut queue = VecDeque::new();
-    let mut finished = Vec::with_capacity(answers / copies);
+    let mut finished = Vec::with_capacity(task.answers() / copies);
     for (prompt, ids) in prompts.iter().enumerate() {
         let limit = plan.max_new_tokens.min(max_positions - ids.len());
-        for sample in 0..samples / copies {
+        for sample in 0..task.different() {
             let answer = Answer {
                 prompt,
                 sample,
@@ -128,7 +117,7 @@ pub(crate) fn generate(
         let size = Size {
             rows: step_rows(queue.len(), plan.batch, steps.fewest_rows),
             slots: plan.batch.min(queue.len()),
-            capacity: positions.next_multiple_of(CACHE_POSITIONS),
+            capacity: task.most_positions().next_multiple_of(CACHE_POSITIONS),
             max_new_tokens: plan.max_new_tokens.min(max_positions),
         };
         let mut run = Run {
@@ -148,6 +137,27 @@ pub(crate) fn generate(
     Ok(with_copies(finished, copies))
 }
 
+/// What `error` is that was met while the caches of `slots` answers of `positions` each were allocated:
+/// where there was no room, it says how much they take.
+fn cache_error(
+    error: candle_core::Error,
+    spec: &DecoderSpec,
+    dtype: DType,
+    (slots, positions): (usize, usize),
+) -> EngineError {
+    match EngineError::from(error) {
+        EngineError::OutOfMemory { .. } => {
+            let row = spec.n_kv_heads * spec.head_dim * dtype.size_in_bytes();
+            EngineError::CacheTooLarge {
+                slots,
+                positions,
+                bytes: 2 * spec.n_layers * slots * positions * row,
+            }
+        }
+        other => other,
+    }
+}
+
 /// Counts, and calls the progress function.
 struct Reporter<'a> {
     progress: &'a mut dyn FnMut(GenerateProgress) -> ControlFlow<()>,
@@ -157,7 +167,25 @@ struct Reporter<'a> {
     last: Instant,
 }
 
-impl Reporter<'_> {
+impl<'a> Reporter<'a> {
+    /// Reports that there is nothing yet.
+    fn start(
+        task: Task<'_>,
+        progress: &'a mut dyn FnMut(GenerateProgress) -> ControlFlow<()>,
+    ) -> Result<Self, EngineError> {
+        let mut reporter = Self {
+            progress,
+            now: GenerateProgress {
+                answers: task.answers(),
+                ..GenerateProgress::default()
+            },
+            copies: task.copies(),
+            last: Instant::now(),
+        };
+        reporter.report()?;
+        Ok(reporter)
+    }
+
     fn report(&mut self) -> Result<(), EngineError> {
         self.last = Instant::now();
         match (self.progress)(self.now) {

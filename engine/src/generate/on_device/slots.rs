@@ -3,7 +3,10 @@
 use candle_core::{DType, Result, Tensor};
 use t3s_core::AttentionPattern;
 
-use super::frozen::{Activations, Frozen};
+use super::{
+    cache_error,
+    frozen::{Activations, Frozen},
+};
 use crate::{
     Decoder, EngineError,
     kernels::{
@@ -79,18 +82,8 @@ impl Slots {
         let caches = (0..frozen.blocks.len())
             .map(|_| LayerCache::new(size.slots, size.capacity, heads, dtype, &device))
             .collect::<Result<_>>()
-            .map_err(|error| match EngineError::from(error) {
-                EngineError::OutOfMemory { .. } => EngineError::CacheTooLarge {
-                    slots: size.slots,
-                    positions: size.capacity,
-                    bytes: 2
-                        * frozen.blocks.len()
-                        * size.slots
-                        * size.capacity
-                        * heads.kv_width()
-                        * dtype.size_in_bytes(),
-                },
-                other => other,
+            .map_err(|error| {
+                cache_error(error, &decoder.spec, dtype, (size.slots, size.capacity))
             })?;
         let answers = (size.rows, size.max_new_tokens, vocab);
         let width = decoder.spec.width;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Result, Tensor};
 use t3s_core::{AttentionPattern, plan::sections::Recompute};
 
+use super::super::cache_error;
 use crate::{
     Batch, Decoder, EngineError,
     kernels::{
@@ -161,14 +162,7 @@ impl<'a> Cached<'a> {
             })
         };
         let layers = (0..spec.n_layers).map(layer).collect::<Result<_>>();
-        let layers = layers.map_err(|error| match EngineError::from(error) {
-            EngineError::OutOfMemory { .. } => EngineError::CacheTooLarge {
-                slots,
-                positions: capacity,
-                bytes: 2 * spec.n_layers * shape.0 * shape.1 * dtype.size_in_bytes(),
-            },
-            other => other,
-        })?;
+        let layers = layers.map_err(|error| cache_error(error, spec, dtype, (slots, capacity)))?;
         Ok(Self {
             decoder,
             block,

@@ -11,7 +11,7 @@ use t3s_core::{
 };
 
 use super::{
-    decode::{go_on, on},
+    decode::{go_on, on, stopping_at},
     gpu, in_both_orders, random, values,
 };
 use crate::{
@@ -112,7 +112,7 @@ fn greedy_answers_are_the_cpus() {
                 threshold,
                 ..rule
             };
-            compare_answers(decoder, &rule, &prompts(5), 1, &plan(0.0, 3));
+            compare_answers(decoder, &rule, &prompts(4), 1, &plan(0.0, 3));
         }
     }
 }
@@ -302,17 +302,17 @@ fn an_interrupt_stops_before_and_during() {
     let decoder = decoder(spec(true, true, false), None);
     for calls in [1, 2] {
         let stop = || {
-            let mut seen = 0;
-            let mut stop_at = |_| {
-                seen += 1;
-                match seen == calls {
-                    true => ControlFlow::Break(()),
-                    false => ControlFlow::Continue(()),
-                }
-            };
             // Long enough for a second report.
             let (rule, plan) = (DecodeRule::Blocks(CAUSAL), plan(1.0, 2));
-            generate::generate(&decoder, &rule, &prompts(8), 30, &plan, 3, &mut stop_at)
+            generate::generate(
+                &decoder,
+                &rule,
+                &prompts(8),
+                30,
+                &plan,
+                3,
+                &mut stopping_at(calls),
+            )
         };
         for result in in_both_orders(stop).into_iter().flatten() {
             assert!(matches!(result, Err(EngineError::Interrupted)), "{calls}");

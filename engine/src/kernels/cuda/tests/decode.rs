@@ -9,7 +9,7 @@ use super::{gpu, in_both_orders, random, values};
 use crate::{
     Decoder, EngineError, Finish, GenerateProgress, Generation,
     generate::{
-        self,
+        self, Task,
         on_device::{self, StepStart, Steps},
         tests::{decoder, decoders, plan, prompts, spec},
     },
@@ -156,6 +156,19 @@ fn progress_counts_what_the_cpu_counts() {
     }
 }
 
+/// Goes on until the call of that number.
+pub(super) fn stopping_at(number: usize) -> impl FnMut(GenerateProgress) -> ControlFlow<()> {
+    let mut calls = 0;
+    move |_| {
+        calls += 1;
+        std::thread::sleep(std::time::Duration::from_millis(1));
+        match calls == number {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    }
+}
+
 #[test]
 fn an_interrupt_stops_before_and_during() {
     let mut spec = spec(true, true, false);
@@ -163,22 +176,21 @@ fn an_interrupt_stops_before_and_during() {
     let decoder = decoder(spec, None);
     for calls in [1, 2] {
         let stop = || {
-            let mut seen = 0;
-            let mut stop_at = |_| {
-                seen += 1;
-                std::thread::sleep(std::time::Duration::from_millis(1));
-                match seen == calls {
-                    true => ControlFlow::Break(()),
-                    false => ControlFlow::Continue(()),
-                }
-            };
             // Long enough for a second report.
             let plan = GeneratePlan {
                 max_new_tokens: 60,
                 ..plan(1.0, 2)
             };
             let rule = DecodeRule::LeftToRight;
-            generate::generate(&decoder, &rule, &prompts(8), 30, &plan, 3, &mut stop_at)
+            generate::generate(
+                &decoder,
+                &rule,
+                &prompts(8),
+                30,
+                &plan,
+                3,
+                &mut stopping_at(calls),
+            )
         };
         for result in in_both_orders(stop).into_iter().flatten() {
             assert!(matches!(result, Err(EngineError::Interrupted)), "{calls}");
@@ -213,7 +225,15 @@ fn by_steps(
     steps: Steps,
 ) -> Vec<Generation> {
     let sampler = Sampler::new(plan).unwrap();
-    on_device::generate(decoder, prompts, 2, plan, sampler, 3, steps, &mut go_on).unwrap()
+    let task = Task {
+        decoder,
+        prompts,
+        samples: 2,
+        plan,
+        sampler,
+        seed: 3,
+    };
+    on_device::generate(task, steps, &mut go_on).unwrap()
 }
 
 /// Steps of 16 rows, then of 8, 4, 2 and 1 as answers end: those that are moved go on as they were.
