@@ -16,7 +16,7 @@
 #include "../sample.cu"
 #include "../swiglu.cu"
 
-extern "C" const char *emulated_launch(const char *name, const unsigned *grid, unsigned threads,
+extern "C" __attribute__((visibility("default"))) const char *emulated_launch(const char *name, const unsigned *grid, unsigned threads,
                                        unsigned shared, void **args, size_t n_args, int reversed) {
     return emulated::launch(name, grid, threads, shared, args, n_args, reversed != 0);
 }

@@ -5,7 +5,10 @@ use std::{
     ffi::{CStr, CString, c_char, c_int, c_uint, c_void},
     path::{Path, PathBuf},
     process::Command,
-    sync::{Mutex, OnceLock},
+    sync::{
+        Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Result, Tensor, bail};
@@ -15,13 +18,14 @@ use super::{gemm::Matrix, tests::counting::uncounted};
 use crate::kernels::Into;
 
 thread_local! {
-    static ON: Cell<bool> = const { Cell::new(false) };
+    /// The compiled kernels that this thread's are emulated by.
+    static LIBRARY: Cell<Option<&'static Library>> = const { Cell::new(None) };
     static REVERSED: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Whether this thread's kernels are emulated.
 pub(super) fn is_on() -> bool {
-    ON.get()
+    LIBRARY.get().is_some()
 }
 
 /// Runs `body` with every kernel of this thread emulated: twice, with blocks and threads in ascending
@@ -33,8 +37,7 @@ pub(crate) fn in_both_orders<R>(body: impl Fn() -> R) -> Option<[R; 2]> {
 /// Runs `body` with every kernel of this thread emulated, blocks and threads in descending order where
 /// `reversed`. `None`, loudly, where there is no C++ compiler.
 pub(crate) fn once<R>(reversed: bool, body: impl Fn() -> R) -> Option<R> {
-    library()?;
-    ON.set(true);
+    LIBRARY.set(Some(take()?));
     REVERSED.set(reversed);
     let guard = TurnOff;
     let result = body();
@@ -46,7 +49,7 @@ struct TurnOff;
 
 impl Drop for TurnOff {
     fn drop(&mut self) {
-        ON.set(false);
+        free().extend(LIBRARY.take());
         REVERSED.set(false);
     }
 }
@@ -61,19 +64,31 @@ type LaunchFn = unsafe extern "C" fn(
     c_int,
 ) -> *const c_char;
 
-/// The compiled kernels; their state is global, so one launch runs at a time.
-fn library() -> Option<&'static Mutex<Library>> {
-    static LIBRARY: OnceLock<Option<Mutex<Library>>> = OnceLock::new();
-    LIBRARY
-        .get_or_init(|| {
-            let path = compile()?;
-            // SAFETY: the library was made a moment ago from this folder's sources; its
-            // constructors only fill a table.
-            #[expect(unsafe_code, reason = "see the safety comment")]
-            let library = unsafe { Library::new(path) }.expect("the library was just compiled");
-            Some(Mutex::new(library))
-        })
-        .as_ref()
+/// Compiled kernels that no thread uses: their state is global, so each thread has its own.
+fn free() -> MutexGuard<'static, Vec<&'static Library>> {
+    static FREE: Mutex<Vec<&'static Library>> = Mutex::new(Vec::new());
+    FREE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Compiled kernels for this thread; `None` where there is no C++ compiler.
+fn take() -> Option<&'static Library> {
+    static COMPILED: OnceLock<Option<PathBuf>> = OnceLock::new();
+    static COPIES: AtomicUsize = AtomicUsize::new(0);
+    let path = COMPILED.get_or_init(compile).as_ref()?;
+    if let Some(library) = free().pop() {
+        return Some(library);
+    }
+    // Of one file the loader makes one library.
+    let (process, number) = (std::process::id(), COPIES.fetch_add(1, Ordering::Relaxed));
+    let copy = path.with_extension(format!("{process}-{number}.so"));
+    std::fs::copy(path, &copy).expect("the library was just compiled");
+    // SAFETY: the library was made a moment ago from this folder's sources; its constructors only fill
+    // a table.
+    #[expect(unsafe_code, reason = "see the safety comment")]
+    let library = unsafe { Library::new(&copy) }.expect("the library was just compiled");
+    // It stays mapped.
+    std::fs::remove_file(copy).expect("it was just made");
+    Some(Box::leak(Box::new(library)))
 }
 
 fn compile() -> Option<PathBuf> {
@@ -91,6 +106,8 @@ fn compile() -> Option<PathBuf> {
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
     let output = Command::new(&compiler)
         .args(["-std=c++17", "-O2", "-fPIC", "-shared", "-DT3S_EMULATED"])
+        // Copies of the library would share what is visible and inline: static variables too.
+        .args(["-fvisibility=hidden", "-fvisibility-inlines-hidden"])
         .arg(kernels.join("cuda/emulated.cpp"))
         .arg("-o")
         .arg(&new)
@@ -116,10 +133,9 @@ pub(super) fn launch(
     shared: u32,
     arguments: &mut [*mut c_void],
 ) -> Result<()> {
-    let library = library().expect("emulation is on only where there is a library");
-    let library = library
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner());
+    let library = LIBRARY
+        .get()
+        .expect("emulation is on only where there is a library");
     let name = CString::new(kernel).expect("kernel names have no zero byte");
     // SAFETY: the signature is that of emulated.cpp; the addresses are those of live tensors, and
     // nothing else touches them while this thread waits here.
