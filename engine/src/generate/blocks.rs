@@ -33,14 +33,7 @@ pub(super) fn generate(
     use_cache: bool,
     progress: &mut dyn FnMut(GenerateProgress) -> ControlFlow<()>,
 ) -> Result<Vec<Generation>, EngineError> {
-    let Task {
-        decoder,
-        prompts,
-        plan,
-        sampler,
-        seed,
-        ..
-    } = task;
+    let (decoder, plan) = (task.decoder, task.plan);
     canvas::check(rule, &decoder.spec)?;
     let never = canvas::never_written(rule, &decoder.spec);
     let copies = task.copies();
@@ -49,7 +42,7 @@ pub(super) fn generate(
         ..GenerateProgress::default()
     };
     let mut generations = Vec::with_capacity(done.answers);
-    for (prompt, ids) in prompts.iter().enumerate() {
+    for (prompt, ids) in task.prompts.iter().enumerate() {
         for sample in 0..task.different() {
             if progress(done).is_break() {
                 return Err(EngineError::Interrupted);
@@ -58,8 +51,8 @@ pub(super) fn generate(
                 decoder,
                 rule,
                 never: &never,
-                sampler,
-                stream: AnswerStream::new(seed, prompt, sample),
+                sampler: task.sampler,
+                stream: AnswerStream::new(task.seed, prompt, sample),
                 scratch: SampleScratch::default(),
                 prompt,
                 canvas: Canvas::new(rule, &decoder.spec, ids, plan.max_new_tokens),

@@ -61,30 +61,23 @@ pub(super) fn generate(
     task: Task<'_>,
     progress: &mut dyn FnMut(GenerateProgress) -> ControlFlow<()>,
 ) -> Result<Vec<Generation>, EngineError> {
-    let Task {
-        decoder,
-        prompts,
-        plan,
-        sampler,
-        seed,
-        ..
-    } = task;
+    let (decoder, plan) = (task.decoder, task.plan);
     let (answers, copies) = (task.answers(), task.copies());
     if answers == 0 {
         return Ok(Vec::new());
     }
     let max_threads = rayon::current_num_threads().min(plan.batch);
-    let jobs = jobs(prompts.len(), task.different(), max_threads);
+    let jobs = jobs(task.prompts.len(), task.different(), max_threads);
     let max_positions = decoder.spec.max_positions;
     let positions = task.most_positions();
     let n_threads = max_threads.min(jobs.len());
     let shared = Shared {
         decoder: FrozenDecoder::new(decoder, positions)?,
-        prompts,
+        prompts: task.prompts,
         jobs,
         next_job: AtomicUsize::new(0),
-        sampler,
-        seed,
+        sampler: task.sampler,
+        seed: task.seed,
         eos_ids: &decoder.spec.eos_ids,
         max_new_tokens: plan.max_new_tokens,
         max_positions,

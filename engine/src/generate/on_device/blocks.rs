@@ -37,14 +37,7 @@ pub(in crate::generate) fn generate(
     rule: &BlockDecoding,
     progress: &mut dyn FnMut(GenerateProgress) -> ControlFlow<()>,
 ) -> Result<Vec<Generation>, EngineError> {
-    let Task {
-        decoder,
-        prompts,
-        plan,
-        sampler,
-        seed,
-        ..
-    } = task;
+    let (decoder, plan) = (task.decoder, task.plan);
     canvas::check(rule, &decoder.spec)?;
     if task.answers() == 0 {
         return Ok(Vec::new());
@@ -53,7 +46,7 @@ pub(in crate::generate) fn generate(
     let mut reporter = Reporter::start(task, progress)?;
     let max_positions = decoder.spec.max_positions;
     let mut queue = VecDeque::with_capacity(task.answers() / copies);
-    for (prompt, ids) in prompts.iter().enumerate() {
+    for (prompt, ids) in task.prompts.iter().enumerate() {
         queue.extend((0..task.different()).map(|sample| Answer {
             prompt,
             sample,
@@ -76,9 +69,9 @@ pub(in crate::generate) fn generate(
     let mut run = Run {
         decoder,
         rule,
-        prompts,
-        seed,
-        head: Head::new(decoder, rule, sampler, slots * block, rows)?,
+        prompts: task.prompts,
+        seed: task.seed,
+        head: Head::new(decoder, rule, task.sampler, slots * block, rows)?,
         reader,
         finished: Vec::with_capacity(queue.len()),
         queue,

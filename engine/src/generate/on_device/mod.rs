@@ -82,14 +82,7 @@ pub(crate) fn generate(
     steps: Steps,
     progress: &mut dyn FnMut(GenerateProgress) -> ControlFlow<()>,
 ) -> Result<Vec<Generation>, EngineError> {
-    let Task {
-        decoder,
-        prompts,
-        plan,
-        sampler,
-        seed,
-        ..
-    } = task;
+    let (decoder, plan) = (task.decoder, task.plan);
     if task.answers() == 0 {
         return Ok(Vec::new());
     }
@@ -98,7 +91,7 @@ pub(crate) fn generate(
     let mut reporter = Reporter::start(task, progress)?;
     let mut queue = VecDeque::new();
     let mut finished = Vec::with_capacity(task.answers() / copies);
-    for (prompt, ids) in prompts.iter().enumerate() {
+    for (prompt, ids) in task.prompts.iter().enumerate() {
         let limit = plan.max_new_tokens.min(max_positions - ids.len());
         for sample in 0..task.different() {
             let answer = Answer {
@@ -121,11 +114,11 @@ pub(crate) fn generate(
             max_new_tokens: plan.max_new_tokens.min(max_positions),
         };
         let mut run = Run {
-            prompts,
-            seed,
+            prompts: task.prompts,
+            seed: task.seed,
             queue,
             slots: vec![Slot::default(); size.slots],
-            device: Slots::new(decoder, size, sampler, steps.start)?,
+            device: Slots::new(decoder, size, task.sampler, steps.start)?,
             fewest_rows: steps.fewest_rows,
             finished,
         };
