@@ -304,7 +304,7 @@ const PATTERNS: [AttentionPattern; 4] = [
 ];
 
 /// Queries, keys, values and the gradient of the output.
-fn attention_inputs(heads: attention::Heads, offsets: &[u32]) -> [Tensor; 4] {
+pub(super) fn attention_inputs(heads: attention::Heads, offsets: &[u32]) -> [Tensor; 4] {
     let rows = *offsets.last().unwrap() as usize;
     [
         random("q", &[rows, heads.width()]),
@@ -316,7 +316,7 @@ fn attention_inputs(heads: attention::Heads, offsets: &[u32]) -> [Tensor; 4] {
 
 /// Output, log-sum-exp and the three gradients: by the CPU, or by the portable kernels where GPU code
 /// runs.
-fn attention_both_ways(
+pub(super) fn attention_both_ways(
     t: &[Tensor],
     heads: attention::Heads,
     offsets: &[u32],

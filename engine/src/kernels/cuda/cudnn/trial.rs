@@ -157,9 +157,11 @@ mod tests {
 
     use super::*;
     use crate::kernels::{
-        attention::{self, Forwarded, Heads},
-        cuda::emulated,
-        normal,
+        attention::Heads,
+        cuda::{
+            emulated,
+            tests::{attention_both_ways, attention_inputs},
+        },
     };
 
     #[test]
@@ -237,30 +239,14 @@ mod tests {
         let offsets = [0u32, 150, 152, 217];
         for pattern in [AttentionPattern::Causal, AttentionPattern::Bidirectional] {
             let run = |dtype: DType| {
-                let draw = |name: &str, width: usize| {
-                    let stream = t3s_core::CounterRng::new(0, name);
-                    let drawn = normal::draw(&stream, 1.0, &[217, width], DType::F32, &Device::Cpu);
-                    drawn?.to_dtype(DType::BF16)?.to_dtype(dtype)
-                };
-                let (width, kv_width) = (heads.width(), heads.kv_width());
-                let (q, k) = (draw("q", width)?, draw("k", kv_width)?);
-                let (v, d_out) = (draw("v", kv_width)?, draw("d_out", width)?);
-                let (out, lse) = attention::forward(&q, &k, &v, heads, &offsets, pattern)?;
-                let forwarded = Forwarded {
-                    q: &q,
-                    k: &k,
-                    v: &v,
-                    out: &out,
-                    lse: &lse,
-                };
-                let (dq, dk, dv) =
-                    attention::backward(&d_out, forwarded, heads, &offsets, pattern)?;
-                Ok::<_, candle_core::Error>([out, lse, dq, dk, dv])
+                let rounded = |t: Tensor| t.to_dtype(DType::BF16)?.to_dtype(dtype);
+                let inputs = attention_inputs(heads, &offsets).map(|t| rounded(t).unwrap());
+                attention_both_ways(&inputs, heads, &offsets, pattern)
             };
-            let Some(found) = emulated::once(false, || run(DType::BF16).unwrap()) else {
+            let Some(found) = emulated::once(false, || run(DType::BF16)) else {
                 return;
             };
-            for (found, wanted) in found.iter().zip(run(DType::F32).unwrap()) {
+            for (found, wanted) in found.iter().zip(run(DType::F32)) {
                 let apart = distance(found, &wanted).unwrap();
                 assert!(apart < FARTHEST / 5.0, "{pattern:?}: {apart}");
             }

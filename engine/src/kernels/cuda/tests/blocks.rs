@@ -1,7 +1,5 @@
 //! Blocks decoded on the device against the CPU's: the parts, then whole answers.
 
-use std::ops::ControlFlow;
-
 use candle_core::{DType, Device, Tensor};
 use t3s_core::{
     AttentionPattern, CounterRng, DecodeRule, DecoderSpec,
@@ -11,11 +9,11 @@ use t3s_core::{
 };
 
 use super::{
-    decode::{go_on, on, stopping_at},
+    decode::{expect_interrupts, go_on, last_report, on},
     gpu, in_both_orders, random, values,
 };
 use crate::{
-    Decoder, EngineError, Finish, GenerateProgress, Generation,
+    Decoder, EngineError, Finish, Generation,
     generate::{
         self,
         tests::{self, decoder, decoders, prompts, spec},
@@ -278,46 +276,24 @@ fn bfloat16_answers_are_the_same_again() {
 #[test]
 fn progress_counts_what_the_cpu_counts() {
     let decoder = decoder(spec(true, true, false), None);
+    let prompts = prompts(3);
     for (rule, temperature) in [(QUICK, 1.0), (BIDIRECTIONAL, 0.0)] {
-        let last = || {
-            let mut last = GenerateProgress::default();
-            let mut record = |progress| {
-                last = progress;
-                ControlFlow::Continue(())
-            };
-            let (rule, plan) = (DecodeRule::Blocks(rule.clone()), plan(temperature, 4));
-            generate::generate(&decoder, &rule, &prompts(3), 2, &plan, 3, &mut record).unwrap();
-            last
-        };
-        let wanted = last();
-        assert_eq!(wanted.answers_done, 6);
-        for found in in_both_orders(last).into_iter().flatten() {
-            assert_eq!(found, wanted);
-        }
+        let (rule, plan) = (DecodeRule::Blocks(rule), plan(temperature, 4));
+        let last = last_report(|progress| {
+            generate::generate(&decoder, &rule, &prompts, 2, &plan, 3, progress).unwrap();
+        });
+        assert_eq!(last.answers_done, 6);
     }
 }
 
 #[test]
 fn an_interrupt_stops_before_and_during() {
     let decoder = decoder(spec(true, true, false), None);
-    for calls in [1, 2] {
-        let stop = || {
-            // Long enough for a second report.
-            let (rule, plan) = (DecodeRule::Blocks(CAUSAL), plan(1.0, 2));
-            generate::generate(
-                &decoder,
-                &rule,
-                &prompts(8),
-                30,
-                &plan,
-                3,
-                &mut stopping_at(calls),
-            )
-        };
-        for result in in_both_orders(stop).into_iter().flatten() {
-            assert!(matches!(result, Err(EngineError::Interrupted)), "{calls}");
-        }
-    }
+    // Long enough for a second report.
+    let (rule, plan, prompts) = (DecodeRule::Blocks(CAUSAL), plan(1.0, 2), prompts(8));
+    expect_interrupts(|progress| {
+        generate::generate(&decoder, &rule, &prompts, 30, &plan, 3, progress)
+    });
 }
 
 #[test]

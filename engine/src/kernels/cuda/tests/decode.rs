@@ -133,26 +133,36 @@ fn the_last_position_and_the_limit_are_ends() {
     }
 }
 
+/// What a generation reports to.
+pub(super) type Progress<'a> = &'a mut dyn FnMut(GenerateProgress) -> ControlFlow<()>;
+
+/// The last report of `run`: the CPU's, and emulated it is the same.
+pub(super) fn last_report(run: impl Fn(Progress<'_>)) -> GenerateProgress {
+    let last = || {
+        let mut last = GenerateProgress::default();
+        run(&mut |progress| {
+            last = progress;
+            ControlFlow::Continue(())
+        });
+        last
+    };
+    let wanted = last();
+    for found in in_both_orders(last).into_iter().flatten() {
+        assert_eq!(found, wanted);
+    }
+    wanted
+}
+
 #[test]
 fn progress_counts_what_the_cpu_counts() {
     let decoder = decoder(spec(true, true, false), None);
-    let prompts = prompts(6);
+    let (rule, prompts) = (DecodeRule::LeftToRight, prompts(6));
     for temperature in [0.0, 1.0] {
-        let last = || {
-            let mut last = GenerateProgress::default();
-            let mut record = |progress| {
-                last = progress;
-                ControlFlow::Continue(())
-            };
-            let (rule, plan) = (DecodeRule::LeftToRight, plan(temperature, 4));
-            generate::generate(&decoder, &rule, &prompts, 2, &plan, 3, &mut record).unwrap();
-            last
-        };
-        let wanted = last();
-        assert_eq!(wanted.answers_done, 12);
-        for found in in_both_orders(last).into_iter().flatten() {
-            assert_eq!(found, wanted);
-        }
+        let plan = plan(temperature, 4);
+        let last = last_report(|progress| {
+            generate::generate(&decoder, &rule, &prompts, 2, &plan, 3, progress).unwrap();
+        });
+        assert_eq!(last.answers_done, 12);
     }
 }
 
@@ -169,33 +179,32 @@ pub(super) fn stopping_at(number: usize) -> impl FnMut(GenerateProgress) -> Cont
     }
 }
 
+/// `run`, emulated, stops when its first and when its second report says so.
+pub(super) fn expect_interrupts(
+    run: impl Fn(Progress<'_>) -> Result<Vec<Generation>, EngineError>,
+) {
+    for number in [1, 2] {
+        let stop = || run(&mut stopping_at(number));
+        for result in in_both_orders(stop).into_iter().flatten() {
+            assert!(matches!(result, Err(EngineError::Interrupted)), "{number}");
+        }
+    }
+}
+
 #[test]
 fn an_interrupt_stops_before_and_during() {
     let mut spec = spec(true, true, false);
     spec.eos_ids.clear();
     let decoder = decoder(spec, None);
-    for calls in [1, 2] {
-        let stop = || {
-            // Long enough for a second report.
-            let plan = GeneratePlan {
-                max_new_tokens: 60,
-                ..plan(1.0, 2)
-            };
-            let rule = DecodeRule::LeftToRight;
-            generate::generate(
-                &decoder,
-                &rule,
-                &prompts(8),
-                30,
-                &plan,
-                3,
-                &mut stopping_at(calls),
-            )
-        };
-        for result in in_both_orders(stop).into_iter().flatten() {
-            assert!(matches!(result, Err(EngineError::Interrupted)), "{calls}");
-        }
-    }
+    // Long enough for a second report.
+    let plan = GeneratePlan {
+        max_new_tokens: 60,
+        ..plan(1.0, 2)
+    };
+    let (rule, prompts) = (DecodeRule::LeftToRight, prompts(8));
+    expect_interrupts(|progress| {
+        generate::generate(&decoder, &rule, &prompts, 30, &plan, 3, progress)
+    });
 }
 
 #[test]
